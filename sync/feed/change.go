@@ -1,0 +1,214 @@
+package feed
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Op is what a change does to its row.
+type Op uint8
+
+// The operations. Noop is known to the log alone: it remembers the id of a remove
+// that found nothing to remove, so that a late retry removes nothing either.
+const (
+	Insert Op = 1 + iota
+	Modify
+	Remove
+	Noop
+)
+
+func (o Op) String() string {
+	switch o {
+	case Insert:
+		return "insert"
+	case Modify:
+		return "modify"
+	case Remove:
+		return "remove"
+	case Noop:
+		return "noop"
+	}
+	return fmt.Sprintf("op(%d)", uint8(o))
+}
+
+// Fields is what a change says.
+type Fields struct {
+	Seq        Seq
+	Collection string
+	Op         Op
+	Key        string
+	Value      string // one line of JSON, an object; empty on Remove and Noop
+	At         int64  // milliseconds since 1970, UTC
+	Client, ID string // who wrote it, where the writer said so
+	// Tail is how many changes of the same transaction follow it in the log.
+	Tail uint16
+}
+
+// Change is one change, immutable, with its frame encoded once for all who will
+// ever be sent it. Everything else is read out of the frame: a row costs its key,
+// its value, the frame's fixed text and 40 bytes.
+type Change struct {
+	seq     Seq
+	frame   string // {"type":"change","seq":…,"collection":…,"op":…,"key":…[,"by":…],"at":…[,"value":…]}
+	valueAt uint32 // where the value begins in frame, 0 without one; it ends before the last byte
+	keyAt   uint16 // the key's text between its quotes
+	keyLen  uint16
+	byLen   uint16 // the length of [,"by":{…}], which follows the key's quote
+	tail    uint16
+	op      Op
+	escaped bool // the key's text in the frame is not the key
+	hasID   bool
+}
+
+const (
+	atLayout = "2006-01-02T15:04:05.000Z"
+	atLen    = len(`,"at":""`) + len(atLayout)
+)
+
+// NewChange encodes a change. The fields must be valid: names checked, the value
+// one line of compact JSON.
+func NewChange(f Fields) *Change {
+	c := &Change{seq: f.Seq, tail: f.Tail, op: f.Op, hasID: f.ID != ""}
+	// One allocation of the right size: the fixed text, quotes and digits are below 150 bytes.
+	b := make([]byte, 0, 150+len(f.Collection)+len(f.Key)+len(f.Client)+len(f.ID)+len(f.Value))
+	b = append(b, `{"type":"change","seq":`...)
+	b = strconv.AppendUint(b, uint64(f.Seq), 10)
+	b = append(b, `,"collection":"`...)
+	b = append(b, f.Collection...)
+	b = append(b, `","op":"`...)
+	b = append(b, f.Op.String()...)
+	b = append(b, `","key":"`...)
+	c.keyAt = uint16(len(b))
+	b = appendText(b, f.Key)
+	c.keyLen = uint16(len(b) - int(c.keyAt))
+	c.escaped = int(c.keyLen) != len(f.Key)
+	b = append(b, '"')
+	by := len(b)
+	if f.Client != "" || f.ID != "" {
+		b = append(b, `,"by":{`...)
+		if f.Client != "" {
+			b = append(b, `"client":"`...)
+			b = appendText(b, f.Client)
+			b = append(b, '"')
+		}
+		if f.ID != "" {
+			if f.Client != "" {
+				b = append(b, ',')
+			}
+			b = append(b, `"id":"`...)
+			b = appendText(b, f.ID)
+			b = append(b, '"')
+		}
+		b = append(b, '}')
+	}
+	c.byLen = uint16(len(b) - by)
+	b = append(b, `,"at":"`...)
+	b = time.UnixMilli(f.At).UTC().AppendFormat(b, atLayout)
+	b = append(b, '"')
+	if f.Value != "" {
+		b = append(b, `,"value":`...)
+		c.valueAt = uint32(len(b))
+		b = append(b, f.Value...)
+	}
+	b = append(b, '}')
+	c.frame = string(b)
+	return c
+}
+
+// Seq is the change's place in the log.
+func (c *Change) Seq() Seq { return c.seq }
+
+// Op is what the change does.
+func (c *Change) Op() Op { return c.op }
+
+// Frame is the change's frame, without "more".
+func (c *Change) Frame() string { return c.frame }
+
+// Last is the sequence of the last change of its transaction in the log: two
+// changes are of one transaction if it is the same.
+func (c *Change) Last() Seq { return c.seq + Seq(c.tail) }
+
+// Value is the row's content after the change; empty on Remove and Noop.
+func (c *Change) Value() string {
+	if c.valueAt == 0 {
+		return ""
+	}
+	return c.frame[c.valueAt : len(c.frame)-1]
+}
+
+// Collection is the row's collection.
+func (c *Change) Collection() string {
+	const before = `"collection":"`
+	from := strings.Index(c.frame, before) + len(before)
+	return c.frame[from : from+strings.IndexByte(c.frame[from:], '"')]
+}
+
+// Key is the row's key. It shares the frame's memory where the key needs no
+// escapes in JSON.
+func (c *Change) Key() string {
+	text := c.frame[c.keyAt : int(c.keyAt)+int(c.keyLen)]
+	if !c.escaped {
+		return text
+	}
+	var key string
+	if err := json.Unmarshal([]byte(`"`+text+`"`), &key); err != nil {
+		panic("feed: a frame of our own can't be read: " + err.Error())
+	}
+	return key
+}
+
+// At is when the change was written, in milliseconds since 1970, UTC.
+func (c *Change) At() int64 {
+	from := int(c.keyAt) + int(c.keyLen) + 1 + int(c.byLen) + len(`,"at":"`)
+	t, err := time.Parse(atLayout, c.frame[from:from+len(atLayout)])
+	if err != nil {
+		panic("feed: a frame of our own can't be read: " + err.Error())
+	}
+	return t.UnixMilli()
+}
+
+// By is who wrote the change: the client's name for itself and the change's id,
+// each empty where it was not given.
+func (c *Change) By() (client, id string) {
+	if c.byLen == 0 {
+		return "", ""
+	}
+	from := int(c.keyAt) + int(c.keyLen) + 1 + len(`,"by":`)
+	var by struct{ Client, ID string }
+	if err := json.Unmarshal([]byte(c.frame[from:from+int(c.byLen)-len(`,"by":`)]), &by); err != nil {
+		panic("feed: a frame of our own can't be read: " + err.Error())
+	}
+	return by.Client, by.ID
+}
+
+// HasID tells whether the change bears an id.
+func (c *Change) HasID() bool { return c.hasID }
+
+// Tail is how many changes of the same transaction follow it in the log.
+func (c *Change) Tail() uint16 { return c.tail }
+
+// Size is the memory that the change holds, in bytes.
+func (c *Change) Size() int64 { return int64(len(c.frame)) + 48 }
+
+// appendText appends the JSON text of a valid UTF-8 string, without its quotes.
+func appendText(b []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	from := 0
+	for i := range len(s) {
+		c := s[i]
+		if c >= 0x20 && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[from:i]...)
+		from = i + 1
+		if c < 0x20 {
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		} else {
+			b = append(b, '\\', c)
+		}
+	}
+	return append(b, s[from:]...)
+}

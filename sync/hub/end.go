@@ -1,0 +1,53 @@
+package hub
+
+import (
+	"fmt"
+	"time"
+)
+
+// Ended is the error of Session.Next when the session is over: the server's last
+// word to its client.
+type Ended struct {
+	Reason string
+	Retry  time.Duration // when to come back; 0: not unchanged
+}
+
+// The reasons of an end.
+const (
+	EndDraining = "draining" // the server stops
+	EndEvicted  = "evicted"  // a limit
+	EndFailed   = "failed"   // the log can't be used any more
+)
+
+func (e *Ended) Error() string { return "the session is over: " + e.Reason }
+
+// Code is the kind of a refusal, one of the protocol's words.
+type Code string
+
+// The codes that the hub gives.
+const (
+	BadRequest  Code = "bad-request"
+	BadName     Code = "bad-name"
+	TooLarge    Code = "too-large"
+	TooMany     Code = "too-many"
+	Forbidden   Code = "forbidden"
+	Unavailable Code = "unavailable"
+)
+
+// Refusal is why the hub did nothing that it was asked for, and what the caller can
+// do about it.
+type Refusal struct {
+	Code   Code
+	Detail string
+	Retry  time.Duration // with Unavailable: when to try again
+}
+
+func (r *Refusal) Error() string { return r.Detail }
+
+func refuse(code Code, format string, args ...any) error {
+	return &Refusal{Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+func unavailable(retry time.Duration, format string, args ...any) error {
+	return &Refusal{Code: Unavailable, Detail: fmt.Sprintf(format, args...), Retry: retry}
+}

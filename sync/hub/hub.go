@@ -1,0 +1,255 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// Options of a hub. The zero value works; negative values are errors.
+type Options struct {
+	// Memory bounds what rows, tombstones and remembered ids may hold, in bytes.
+	// Writes beyond it are refused. Default 1 GiB.
+	Memory int64
+	// Tombstones is for how long a remove is remembered. Default 7 days.
+	Tombstones time.Duration
+	// IDs is for how long the id of a change is remembered. Default 1 h.
+	IDs time.Duration
+	// Log is how much of the log is kept at least before a checkpoint replaces it, in
+	// bytes; it grows with the state, so that checkpoints write each byte about once
+	// more. Default 64 MiB.
+	Log int64
+	// Sessions is how many sessions may be open. Default 20000.
+	Sessions int
+	// Logger gets what an operator must know. Default: nobody.
+	Logger *slog.Logger
+}
+
+func (o *Options) validate() error {
+	if o.Memory < 0 || o.Tombstones < 0 || o.IDs < 0 || o.Log < 0 || o.Sessions < 0 {
+		return errors.New("hub: an option is negative")
+	}
+	if o.Memory == 0 {
+		o.Memory = 1 << 30
+	}
+	if o.Tombstones == 0 {
+		o.Tombstones = 7 * 24 * time.Hour
+	}
+	if o.IDs == 0 {
+		o.IDs = time.Hour
+	}
+	if o.Log == 0 {
+		o.Log = 64 << 20
+	}
+	if o.Sessions == 0 {
+		o.Sessions = 20_000
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Hub is many sessions on one log. All methods may be called concurrently.
+type Hub struct {
+	// Static after construction.
+	log   feed.Log
+	opts  Options
+	state *state
+	queue chan *Pending
+	stop  chan struct{} // closed by Drain: the writer finishes what waits, and ends
+	done  chan struct{} // closed by the writer when it has
+	ctx   context.Context
+	abort context.CancelCauseFunc
+
+	queued atomic.Int64 // bytes that wait for the writer
+
+	// Owned by the writer.
+	buf      []byte
+	failed   error // the log can't be written to any more
+	logBytes int64 // since the last checkpoint
+	saveAt   int64 // save the next checkpoint when logBytes gets here
+
+	saving sync.WaitGroup // the checkpoint under way
+	saved  chan saved     // room for one: how it went
+
+	gate   sync.RWMutex
+	closed error // guarded by gate: why nothing new is taken
+
+	mu       sync.Mutex
+	sessions map[*Session]struct{} // guarded by mu
+}
+
+// Open reads the log back and starts the writer. The caller must Drain the hub
+// before it closes the log.
+func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	h := &Hub{
+		log: log, opts: opts, state: newState(log.Epoch()),
+		queue: make(chan *Pending, queueLength), stop: make(chan struct{}), done: make(chan struct{}),
+		saved: make(chan saved, 1), sessions: make(map[*Session]struct{}),
+	}
+	if err := h.load(ctx); err != nil {
+		return nil, fmt.Errorf("read the log back: %w", err)
+	}
+	h.ctx, h.abort = context.WithCancelCause(context.Background())
+	go h.run()
+	return h, nil
+}
+
+// load folds checkpoint and log into the state.
+func (h *Hub) load(ctx context.Context) error {
+	s := h.state
+	at, err := s.restore(ctx, h.log)
+	if err != nil {
+		return err
+	}
+	from := at
+	if at > 0 {
+		from-- // the checkpoint's own group is still there: the chain begins with it
+	}
+	err = h.log.Read(ctx, from, func(p feed.Position, b []byte) error {
+		g, sum, err := feed.DecodeGroup(b)
+		if err == nil && p == at {
+			if sum != s.sum {
+				err = errors.New("it is not the group that the checkpoint was made after")
+			} else {
+				return nil
+			}
+		}
+		if err == nil {
+			err = s.follows(g, p)
+		}
+		if err != nil {
+			return &feed.Damage{At: p, What: err.Error()}
+		}
+		h.logBytes += int64(len(b))
+		s.position, s.sum, s.at = p, sum, g.At
+		txns := make([]txn, len(g.Transactions))
+		seq := g.First
+		for i := range txns {
+			txns[i] = txn{g.Transactions[i], s.changes(&g.Transactions[i], seq, g.At)}
+			seq += feed.Seq(len(txns[i].Records))
+		}
+		s.apply(txns)
+		s.forget(g.ForgetTombstones, g.ForgetIDs)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.head.Store(uint64(s.next - 1))
+	h.plan()
+	return nil
+}
+
+// follows tells whether g is the group after the last one applied.
+func (s *state) follows(g *feed.Group, p feed.Position) error {
+	switch {
+	case g.Epoch != s.epoch:
+		return fmt.Errorf("it is of epoch %s, the log is %s", g.Epoch, s.epoch)
+	case p != s.position+1:
+		return fmt.Errorf("it comes after position %d", s.position)
+	case g.Position != p:
+		return fmt.Errorf("it was written for position %d", g.Position)
+	case g.First != s.next:
+		return fmt.Errorf("it begins with sequence %d instead of %d", g.First, s.next)
+	case g.Prev != s.sum:
+		return errors.New("it does not follow from the group before it")
+	case g.At < s.at:
+		return errors.New("its time is before that of the group before it")
+	}
+	return nil
+}
+
+// Epoch is the log's epoch.
+func (h *Hub) Epoch() feed.Epoch { return h.state.epoch }
+
+// Stats are figures about a hub at one moment.
+type Stats struct {
+	Head     feed.Seq // the last sequence that can be seen
+	Rows     int64    // rows that are there
+	Bytes    int64    // what the state holds, about
+	Memory   int64    // and may hold
+	Sessions int
+	Encoded  int64 // frames encoded since the start: one a change, whatever the number of sessions
+}
+
+// Stats returns figures for logs and pages.
+func (h *Hub) Stats() Stats {
+	h.mu.Lock()
+	sessions := len(h.sessions)
+	h.mu.Unlock()
+	s := h.state
+	return Stats{
+		Head: feed.Seq(s.head.Load()), Rows: s.rows.Load(), Bytes: s.bytes.Load(),
+		Memory: h.opts.Memory, Sessions: sessions, Encoded: s.encoded.Load(),
+	}
+}
+
+func (h *Hub) register(s *Session) error {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	if h.closed != nil {
+		return unavailable(time.Second, "%s; try again in a moment", h.closed)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.sessions) >= h.opts.Sessions {
+		return unavailable(5*time.Second, "the server has %d feeds open, as many as it takes; try again later", h.opts.Sessions)
+	}
+	h.sessions[s] = struct{}{}
+	return nil
+}
+
+func (h *Hub) unregister(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sessions, s)
+}
+
+// end ends all sessions, each with a retry of its own, spread so that their clients
+// do not come back as one: over a second, or half a millisecond each if that is more.
+func (h *Hub) end(reason string) {
+	h.mu.Lock()
+	all := make([]*Session, 0, len(h.sessions))
+	for s := range h.sessions {
+		all = append(all, s)
+	}
+	h.mu.Unlock()
+	spread := max(time.Second, time.Duration(len(all))*time.Millisecond/2)
+	for _, s := range all {
+		s.end(&Ended{Reason: reason, Retry: 100*time.Millisecond + rand.N(spread)})
+	}
+}
+
+// ErrDraining is why a hub that drains takes nothing new.
+var ErrDraining = errors.New("the server is about to stop")
+
+// Drain ends all sessions, takes no new ones and no new writes, and returns when
+// all writes that were taken are answered and nothing of the hub runs any more. If
+// the context ends first, waiting writes are given up: their outcome is unknown.
+func (h *Hub) Drain(ctx context.Context) error {
+	h.gate.Lock()
+	if h.closed == nil {
+		h.closed = ErrDraining
+		close(h.stop)
+	}
+	h.gate.Unlock()
+	h.end(EndDraining)
+	stop := context.AfterFunc(ctx, func() { h.abort(context.Cause(ctx)) })
+	defer stop()
+	<-h.done
+	h.abort(ErrDraining) // a checkpoint under way is given up: the log has it all
+	h.saving.Wait()
+	return ctx.Err()
+}

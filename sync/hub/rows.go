@@ -1,0 +1,94 @@
+package hub
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// Page is a part of a collection's rows, in sequence order.
+type Page struct {
+	// Cursor is where a feed goes on once all pages were read: it is the first
+	// page's, so that what changed or went between the pages comes again.
+	Cursor feed.Cursor
+	Rows   []*feed.Change
+	Next   string // what to ask for the page after it; "": this is the last
+}
+
+// Rows returns the page of a collection that follows after, "" for the first: at
+// most limit rows, 1 to 10000.
+func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, error) {
+	t, err := h.reads(g, tenant, collection)
+	if err != nil {
+		return Page{}, err
+	}
+	var page Page
+	var pos feed.Seq
+	if after != "" {
+		cursor, seq, ok := strings.Cut(after, ".")
+		c, err := feed.ParseCursor(cursor)
+		n, perr := strconv.ParseUint(seq, 10, 53)
+		if !ok || err != nil || perr != nil {
+			return Page{}, refuse(BadRequest, `after must be the "next" of the page before`)
+		}
+		if c.Epoch != h.state.epoch {
+			return Page{}, refuse(BadRequest, "after is of another log: start again with the first page")
+		}
+		page.Cursor, pos = c, feed.Seq(n)
+	}
+	head := feed.Seq(h.state.head.Load())
+	if t != nil {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		head = max(head, t.applied)
+	}
+	if after == "" {
+		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: head}
+	}
+	if t == nil || t.views[collection] == nil {
+		return page, nil
+	}
+	for r := t.views[collection].after(pos); r.next != nil; r.advance() {
+		if r.next.Op() == feed.Remove {
+			continue
+		}
+		if n := len(page.Rows); n == limit {
+			page.Next = page.Cursor.String() + "." + strconv.FormatUint(uint64(page.Rows[n-1].Seq()), 10)
+			break
+		}
+		page.Rows = append(page.Rows, r.next)
+	}
+	return page, nil
+}
+
+// Row returns one row, nil if it is not there.
+func (h *Hub) Row(g Grant, tenant, collection, key string) (*feed.Change, error) {
+	if err := feed.CheckKey(key); err != nil {
+		return nil, refuse(BadName, "%s", err)
+	}
+	t, err := h.reads(g, tenant, collection)
+	if t == nil || err != nil {
+		return nil, err
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if v := t.views[collection]; v != nil {
+		return v.row(key), nil
+	}
+	return nil, nil
+}
+
+// reads returns a tenant, nil if there is none, for one who may read the collection.
+func (h *Hub) reads(g Grant, tenant, collection string) (*tenant, error) {
+	if err := feed.CheckTenant(tenant); err != nil {
+		return nil, refuse(BadName, "%s", err)
+	}
+	if err := feed.CheckCollection(collection); err != nil {
+		return nil, refuse(BadName, "%s", err)
+	}
+	if !g.MayRead(tenant, collection) {
+		return nil, refuse(Forbidden, "the credential does not cover reading %s of tenant %s", collection, tenant)
+	}
+	return h.state.lookup(tenant), nil
+}

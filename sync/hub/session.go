@@ -1,0 +1,419 @@
+package hub
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// SessionOptions say how a session behaves. The zero value works.
+type SessionOptions struct {
+	// Heartbeat is after how long without a batch a live session says that it is
+	// live. Default 15 s.
+	Heartbeat time.Duration
+	// Hold is how long the first batch is held back where it would say nothing but
+	// live: a long poll. Default 0: not at all.
+	Hold time.Duration
+	// Tick asks for one batch with Tick, 300 ms after the start.
+	Tick bool
+	// Limit is about how many items a batch has: a transaction is not split.
+	// Default, and most, 1000.
+	Limit int
+}
+
+const (
+	tickAfter  = 300 * time.Millisecond
+	batchItems = 1000
+	batchBytes = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
+)
+
+// Session is one client's place in the feed. Next, and what it returns, belongs to
+// one goroutine; all other methods may be called concurrently.
+type Session struct {
+	// Static after construction.
+	ID     string
+	hub    *Hub
+	grant  Grant
+	tenant *tenant
+	opts   SessionOptions
+	wake   chan struct{} // room for one: look again
+
+	// Owned by the caller of Next.
+	batch  feed.Batch
+	opened time.Time
+	sent   time.Time // when the last batch was handed out
+	ticked bool      // or no tick was asked for
+	held   bool      // the first batch was given, or need not be held any more
+	heap   []reader
+
+	mu      sync.Mutex
+	subs    []*sub   // guarded by mu
+	replies []string // guarded by mu
+	live    bool     // guarded by mu: the client was told that it is live, and nothing since says otherwise
+	ended   *Ended   // guarded by mu
+	closed  bool     // guarded by mu
+}
+
+// sub is one collection of a session.
+type sub struct {
+	view   *view
+	pos    feed.Seq    // all changes up to it were handed out
+	base   feed.Seq    // the view's floor when the client began from nothing: below it, pos is still good
+	fresh  bool        // it begins from nothing
+	reason feed.Reason // it must be reset first
+}
+
+// Open starts a session over collections of a tenant. A *Refusal says why it does
+// not. The caller must Close it.
+func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOptions) (*Session, error) {
+	if err := feed.CheckTenant(tenant); err != nil {
+		return nil, refuse(BadName, "%s", err)
+	}
+	if opts.Heartbeat <= 0 {
+		opts.Heartbeat = 15 * time.Second
+	}
+	if opts.Limit <= 0 || opts.Limit > batchItems {
+		opts.Limit = batchItems
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	s := &Session{ID: hex.EncodeToString(id[:]), hub: h, grant: g, opts: opts, wake: make(chan struct{}, 1), ticked: !opts.Tick}
+	s.opened = time.Now()
+	s.sent = s.opened
+	if err := s.check(tenant, starts, 0); err != nil {
+		return nil, err
+	}
+	if err := h.register(s); err != nil {
+		return nil, err
+	}
+	s.tenant = h.state.join(tenant)
+	s.mu.Lock()
+	s.follow(starts)
+	s.mu.Unlock()
+	return s, nil
+}
+
+// check refuses collections that can't be followed beside have others.
+func (s *Session) check(tenant string, starts []feed.Start, have int) error {
+	if have+len(starts) > feed.MaxCollections {
+		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
+	}
+	for _, start := range starts {
+		if err := feed.CheckCollection(start.Collection); err != nil {
+			return refuse(BadName, "%s", err)
+		}
+		if !s.grant.MayRead(tenant, start.Collection) {
+			return refuse(Forbidden, "the credential does not cover reading %s of tenant %s", start.Collection, tenant)
+		}
+	}
+	return nil
+}
+
+// follow needs mu. A collection that is followed already starts anew.
+func (s *Session) follow(starts []feed.Start) {
+	for _, start := range starts {
+		s.unfollow(start.Collection)
+		seq, reason := start.Choose(s.hub.state.epoch)
+		t := s.tenant
+		t.mu.Lock()
+		v := t.view(start.Collection)
+		v.add(s)
+		t.mu.Unlock()
+		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: seq == 0, reason: reason})
+	}
+	s.live = false
+}
+
+// unfollow needs mu.
+func (s *Session) unfollow(collection string) {
+	i := slices.IndexFunc(s.subs, func(u *sub) bool { return u.view.name == collection })
+	if i < 0 {
+		return
+	}
+	v := s.subs[i].view
+	s.subs = slices.Delete(s.subs, i, i+1)
+	s.tenant.mu.Lock()
+	v.drop(s)
+	s.hub.state.tidy(s.tenant, v)
+	s.tenant.mu.Unlock()
+}
+
+// Subscribe adds collections, with done as the reply that goes before their changes.
+// One that is followed already starts anew. A *Refusal: nothing was changed.
+func (s *Session) Subscribe(starts []feed.Start, done string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := make(map[string]bool)
+	for _, u := range s.subs {
+		names[u.view.name] = true
+	}
+	added := 0
+	for _, start := range starts {
+		if !names[start.Collection] {
+			names[start.Collection] = true
+			added++
+		}
+	}
+	if len(names) > feed.MaxCollections {
+		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
+	}
+	if err := s.check(s.tenant.name, starts, 0); err != nil {
+		return err
+	}
+	if s.closed || s.ended != nil {
+		return nil
+	}
+	s.follow(starts)
+	s.reply(done)
+	return nil
+}
+
+// Unsubscribe drops collections; none of their changes come after the reply done.
+func (s *Session) Unsubscribe(collections []string, done string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.ended != nil {
+		return
+	}
+	for _, name := range collections {
+		s.unfollow(name)
+	}
+	s.reply(done)
+}
+
+// Reply puts a frame before the next changes. How many may wait is the caller's to bound.
+func (s *Session) Reply(frame string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reply(frame)
+}
+
+func (s *Session) reply(frame string) {
+	s.replies = append(s.replies, frame)
+	s.look()
+}
+
+// look wakes Next.
+func (s *Session) look() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// end makes Next return e, once the replies are out.
+func (s *Session) end(e *Ended) {
+	s.mu.Lock()
+	if s.ended == nil {
+		s.ended = e
+	}
+	s.mu.Unlock()
+	s.look()
+}
+
+// Close lets go of the session's place. Next must not be called any more.
+func (s *Session) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	for len(s.subs) > 0 {
+		s.unfollow(s.subs[len(s.subs)-1].view.name)
+	}
+	s.hub.state.leave(s.tenant)
+	s.hub.unregister(s)
+}
+
+// Next returns the next batch: all that there is, up to the session's limit, as soon
+// as there is anything; else live, once a heartbeat. The batch is valid until the
+// next call. *Ended when the session is over, or the context's error.
+func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
+	for {
+		b, err := s.take()
+		now := time.Now()
+		if err != nil {
+			return nil, err
+		}
+		if !s.ticked && now.Sub(s.opened) >= tickAfter {
+			s.ticked = true
+			if b == nil {
+				s.batch = feed.Batch{Items: s.batch.Items[:0]}
+				b = &s.batch
+			}
+			b.Tick = true
+		}
+		if b != nil {
+			s.sent = now
+			return b, nil
+		}
+		s.rest()
+		wait := s.opts.Heartbeat - now.Sub(s.sent)
+		if !s.held {
+			wait = s.opts.Hold - now.Sub(s.sent)
+		}
+		due := true // at the end of wait, live is due again
+		if !s.ticked && tickAfter-now.Sub(s.opened) < wait {
+			wait, due = tickAfter-now.Sub(s.opened), false
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-s.wake:
+			timer.Stop()
+			continue
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
+		if due {
+			s.held = true
+			s.mu.Lock()
+			s.live = false // so that take says it again
+			s.mu.Unlock()
+		}
+	}
+}
+
+// rest lets go of what an idle session need not hold.
+func (s *Session) rest() {
+	if cap(s.batch.Items) > 64 {
+		s.batch.Items = nil
+	}
+	clear(s.batch.Items[:cap(s.batch.Items)])
+	clear(s.heap[:cap(s.heap)])
+}
+
+// take returns what there is to send now, nil if that is nothing.
+func (s *Session) take() (*feed.Batch, error) {
+	b := &s.batch
+	*b = feed.Batch{Items: b.Items[:0]}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.Replies, s.replies = s.replies, nil
+	if s.ended != nil {
+		if len(b.Replies) > 0 {
+			return b, nil
+		}
+		return nil, s.ended
+	}
+	t := s.tenant
+	head := feed.Seq(s.hub.state.head.Load()) // first: all up to it can be seen below
+	t.mu.RLock()
+	head = max(head, t.applied)
+	s.reset(b, head)
+	all := s.collect(b)
+	b.Resumes = true
+	if !all {
+		head = b.Items[len(b.Items)-1].Seq
+	}
+	for _, u := range s.subs {
+		u.pos = max(u.pos, head)
+		b.Resumes = b.Resumes && u.pos >= u.view.floor
+	}
+	t.mu.RUnlock()
+	b.Cursor = feed.Cursor{Epoch: s.hub.state.epoch, Seq: head}
+	b.Live = all
+	b.Announce = all && !s.live
+	if b.Announce && !s.held && s.opts.Hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
+		return nil, nil
+	}
+	s.live = all
+	if len(b.Items)+len(b.Resets)+len(b.Replies) == 0 && !b.Announce {
+		return nil, nil
+	}
+	s.held = true
+	return b, nil
+}
+
+// reset puts what can't go on from where it is back to the beginning, and says so.
+// It needs mu, and the tenant's for reading.
+func (s *Session) reset(b *feed.Batch, head feed.Seq) {
+	for _, u := range s.subs {
+		floor := u.view.floor
+		switch {
+		case u.reason != "":
+		case u.fresh:
+			u.fresh, u.base = false, floor
+			continue
+		case u.pos > head:
+			u.reason = feed.ResetAhead
+		case u.pos < floor && u.base < floor:
+			u.reason = feed.ResetExpired
+		default:
+			continue
+		}
+		i := slices.IndexFunc(b.Resets, func(r feed.Reset) bool { return r.Reason == u.reason })
+		if i < 0 {
+			i = len(b.Resets)
+			b.Resets = append(b.Resets, feed.Reset{Reason: u.reason})
+		}
+		b.Resets[i].Collections = append(b.Resets[i].Collections, u.view.name)
+		u.pos, u.base, u.fresh, u.reason = 0, floor, false, ""
+		s.live = false
+	}
+}
+
+// collect adds the items after each collection's place, merged by sequence, up to the
+// limits; all tells whether there are no more. It needs mu, and the tenant's for reading.
+func (s *Session) collect(b *feed.Batch) (all bool) {
+	h := s.heap[:0]
+	for _, u := range s.subs {
+		if u.view.last() > u.pos {
+			if r := u.view.after(u.pos); r.next != nil {
+				h = append(h, r)
+			}
+		}
+	}
+	s.heap = h
+	for i := len(h)/2 - 1; i >= 0; i-- {
+		down(h, i)
+	}
+	size, last := 0, feed.Seq(0)
+	for len(h) > 0 {
+		c := h[0].next
+		if n := len(b.Items); n > 0 {
+			if c.Last() == last {
+				b.Items[n-1].More = true
+			} else if n >= s.opts.Limit || size >= batchBytes {
+				return false
+			}
+		}
+		item := feed.Item{Frame: c.Frame(), Seq: c.Seq()}
+		b.Items = append(b.Items, item)
+		size += item.Size()
+		last = c.Last()
+		if h[0].advance(); h[0].next == nil {
+			h[0] = h[len(h)-1]
+			h = h[:len(h)-1]
+		}
+		if len(h) > 1 {
+			down(h, 0)
+		}
+	}
+	return true
+}
+
+// down restores the heap of readers, least sequence first, below i.
+func down(h []reader, i int) {
+	for {
+		least := 2*i + 1
+		if least >= len(h) {
+			return
+		}
+		if r := least + 1; r < len(h) && h[r].next.Seq() < h[least].next.Seq() {
+			least = r
+		}
+		if h[i].next.Seq() <= h[least].next.Seq() {
+			return
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
+}

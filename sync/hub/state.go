@@ -1,0 +1,315 @@
+package hub
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// state is the fold of the log: rows, tombstones and ids seen, of all tenants. The
+// writer alone changes it; sessions read it.
+type state struct {
+	epoch feed.Epoch // static
+
+	// Owned by the writer.
+	position feed.Position // of the last group applied
+	sum      feed.Sum      // its sum
+	at       int64         // its time, milliseconds; time never goes back in a log
+	next     feed.Seq      // the next sequence to give
+	tombs    queue[tomb]   // tombstones by age; those that were replaced are skipped when their time comes
+	ids      queue[idRef]  // ids by age
+	idsFrom  int64         // ids older than this are forgotten
+
+	head    atomic.Uint64 // all changes up to this sequence can be seen
+	bytes   atomic.Int64  // what rows, tombstones and ids hold, about
+	rows    atomic.Int64  // rows that are there
+	encoded atomic.Int64  // frames encoded since the start
+
+	mu      sync.RWMutex
+	tenants map[string]*tenant // guarded by mu
+}
+
+// tenant is the wall: nothing below it knows of another.
+type tenant struct {
+	name string // static
+	refs int    // guarded by state.mu: sessions
+	kept bool   // guarded by state.mu: it was written to, so it stays
+
+	ids map[idKey]idRecord // owned by the writer
+
+	mu      sync.RWMutex
+	views   map[string]*view // guarded by mu
+	floor   feed.Seq         // guarded by mu: the highest floor of a collection that is no more
+	applied feed.Seq         // guarded by mu: the last sequence applied here
+}
+
+// idKey names a change that a client may send again. Ids are the client's own:
+// those of two clients never meet.
+type idKey struct{ client, id string }
+
+type idRecord struct {
+	digest feed.Digest
+	change *feed.Change // what it did, and so what it was answered
+	at     int64
+}
+
+type idRef struct {
+	tenant *tenant
+	key    idKey
+	at     int64
+}
+
+type tomb struct {
+	tenant *tenant
+	view   *view
+	change *feed.Change
+	at     int64
+}
+
+// txn is a transaction that was decided: what the log holds of it, and its changes
+// with their frames.
+type txn struct {
+	feed.Transaction
+	changes []*feed.Change
+}
+
+// What a row, a remembered id, a collection and a tenant cost beside their bytes:
+// map entries, slots, headers.
+const (
+	rowCost    = 80
+	idCost     = 200
+	viewCost   = 400
+	tenantCost = 600
+)
+
+func newState(epoch feed.Epoch) *state {
+	return &state{epoch: epoch, next: 1, tenants: make(map[string]*tenant)}
+}
+
+// lookup returns a tenant, nil if there is none.
+func (s *state) lookup(name string) *tenant {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.tenants[name]
+}
+
+// join returns a tenant for a session, making it if need be; leave is its opposite.
+func (s *state) join(name string) *tenant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.make(name)
+	t.refs++
+	return t
+}
+
+func (s *state) leave(t *tenant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.refs--; t.refs == 0 && !t.kept {
+		delete(s.tenants, t.name)
+	}
+}
+
+// keep returns a tenant that is written to.
+func (s *state) keep(name string) *tenant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.make(name)
+	if !t.kept {
+		t.kept = true
+		s.bytes.Add(tenantCost)
+	}
+	return t
+}
+
+// make needs mu.
+func (s *state) make(name string) *tenant {
+	t := s.tenants[name]
+	if t == nil {
+		t = &tenant{name: strings.Clone(name), views: make(map[string]*view), ids: make(map[idKey]idRecord)}
+		s.tenants[t.name] = t
+	}
+	return t
+}
+
+// view returns a collection, making it if need be. It needs mu for writing.
+func (t *tenant) view(name string) *view {
+	v := t.views[name]
+	if v == nil {
+		v = newView(strings.Clone(name))
+		v.floor = t.floor
+		t.views[v.name] = v
+	}
+	return v
+}
+
+// tidy lets go of a collection that holds nothing any more, and that nobody follows.
+// Its floor lives on as the tenant's. It needs t.mu for writing.
+func (s *state) tidy(t *tenant, v *view) {
+	if !v.unused() || t.views[v.name] != v {
+		return
+	}
+	t.floor = max(t.floor, v.floor)
+	delete(t.views, v.name)
+	if v.kept {
+		s.bytes.Add(-viewCost)
+	}
+}
+
+// find returns a collection, nil if there is none, for reading by the writer.
+func (t *tenant) find(name string) *view {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.views[name]
+}
+
+// change encodes one change: the only place where frames are made, once each.
+func (s *state) change(f feed.Fields) *feed.Change {
+	s.encoded.Add(1)
+	return feed.NewChange(f)
+}
+
+// apply folds transactions, in the order of the log, into the state, and returns the
+// collections that were touched. Those of one tenant that stand together become
+// visible together.
+func (s *state) apply(txns []txn) map[*view]struct{} {
+	touched := make(map[*view]struct{})
+	for len(txns) > 0 {
+		n := 1
+		for n < len(txns) && txns[n].Tenant == txns[0].Tenant {
+			n++
+		}
+		t := s.keep(txns[0].Tenant)
+		t.mu.Lock()
+		for i := range txns[:n] {
+			s.fold(t, &txns[i], touched)
+		}
+		t.mu.Unlock()
+		txns = txns[n:]
+	}
+	return touched
+}
+
+// fold needs t.mu for writing.
+func (s *state) fold(t *tenant, x *txn, touched map[*view]struct{}) {
+	for i, c := range x.changes {
+		r := &x.Records[i]
+		s.next = c.Seq() + 1
+		t.applied = c.Seq()
+		if c.Op() != feed.Noop {
+			v := t.view(r.Collection)
+			s.put(t, v, c)
+			touched[v] = struct{}{}
+		}
+		if r.ID != "" {
+			s.remember(t, idKey{x.Client, r.ID}, idRecord{r.Digest, c, s.at})
+		}
+	}
+}
+
+// put needs t.mu for writing.
+func (s *state) put(t *tenant, v *view, c *feed.Change) {
+	if !v.kept {
+		v.kept = true
+		s.bytes.Add(viewCost)
+	}
+	live := v.live
+	old := v.put(c)
+	s.rows.Add(int64(v.live - live))
+	s.bytes.Add(c.Size())
+	if old == nil {
+		s.bytes.Add(rowCost)
+	} else if !s.pinned(old) {
+		s.bytes.Add(-old.Size())
+	}
+	if c.Op() == feed.Remove {
+		s.tombs.push(tomb{t, v, c, s.at})
+	}
+}
+
+// pinned tells whether a change that was replaced is still held by the id that it bears.
+func (s *state) pinned(c *feed.Change) bool { return c.HasID() && c.At() >= s.idsFrom }
+
+func (s *state) remember(t *tenant, key idKey, r idRecord) {
+	key = idKey{strings.Clone(key.client), strings.Clone(key.id)}
+	t.ids[key] = r
+	s.ids.push(idRef{t, key, r.at})
+	s.bytes.Add(idCost + int64(len(key.client)+len(key.id)))
+	if r.change.Op() == feed.Noop {
+		s.bytes.Add(r.change.Size())
+	}
+}
+
+// forget drops tombstones and ids that are older than the times given (milliseconds;
+// 0: none). A tombstone's collection can't serve cursors before it any more.
+func (s *state) forget(tombstones, ids int64) {
+	for {
+		next, ok := s.tombs.front()
+		if !ok || next.at >= tombstones {
+			break
+		}
+		s.tombs.pop()
+		t := next.tenant
+		t.mu.Lock()
+		if next.view.forget(next.change) {
+			s.bytes.Add(-rowCost)
+			if !s.pinned(next.change) {
+				s.bytes.Add(-next.change.Size())
+			}
+			s.tidy(t, next.view)
+		}
+		t.mu.Unlock()
+	}
+	for {
+		next, ok := s.ids.front()
+		if !ok || next.at >= ids {
+			break
+		}
+		s.ids.pop()
+		r := next.tenant.ids[next.key]
+		if r.change == nil || r.at != next.at {
+			continue
+		}
+		delete(next.tenant.ids, next.key)
+		s.bytes.Add(-idCost - int64(len(next.key.client)+len(next.key.id)))
+		if v := next.tenant.find(r.change.Collection()); v == nil || v.rows[r.change.Key()] != r.change {
+			s.bytes.Add(-r.change.Size())
+		}
+	}
+	s.idsFrom = max(s.idsFrom, ids)
+}
+
+// queue is first in, first out.
+type queue[T any] struct {
+	items []T
+	from  int
+}
+
+func (q *queue[T]) push(item T) { q.items = append(q.items, item) }
+
+func (q *queue[T]) front() (item T, ok bool) {
+	if q.from == len(q.items) {
+		return item, false
+	}
+	return q.items[q.from], true
+}
+
+func (q *queue[T]) pop() {
+	var none T
+	q.items[q.from] = none
+	if q.from++; q.from > len(q.items)/2 && q.from > 64 {
+		n := copy(q.items, q.items[q.from:])
+		clear(q.items[n:])
+		q.items, q.from = q.items[:n], 0
+	}
+}
+
+// sorted sorts by sequence, which is the order of time in a log.
+func sorted[T any](items []T, seq func(T) feed.Seq) []T {
+	slices.SortFunc(items, func(a, b T) int { return cmp.Compare(seq(a), seq(b)) })
+	return items
+}

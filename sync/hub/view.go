@@ -1,0 +1,175 @@
+package hub
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// view is one collection, compacted: the last change of each key, tombstones
+// included, sorted by sequence. It is the one read path: after(0) is the snapshot,
+// after(cursor) is what a client missed, and after(the last) is the tail.
+//
+//	[ 17 b ][ 21 · ][ 22 d ][ 40 a ][ 41 †c ][ 42 e ]     · hole: 'a' moved to 40     † tombstone
+type view struct {
+	name string // static
+
+	// Guarded by the tenant's mu; changed by the writer alone, which reads without it.
+	slots []slot
+	holes int
+	rows  map[string]*feed.Change // the last change of each key, tombstones too
+	floor feed.Seq                // the newest tombstone that was forgotten
+	live  int                     // rows that are there
+	kept  bool                    // it was written to, so it counts as memory
+
+	watch    sync.Mutex
+	sessions map[*Session]struct{} // guarded by watch: whom to wake
+}
+
+// slot keeps its sequence when its change has moved away, so that the slots can
+// always be searched.
+type slot struct {
+	seq    feed.Seq
+	change *feed.Change // nil: a hole
+}
+
+func newView(name string) *view {
+	return &view{name: name, rows: make(map[string]*feed.Change), sessions: make(map[*Session]struct{})}
+}
+
+// last is the sequence of the newest slot.
+func (v *view) last() feed.Seq {
+	if n := len(v.slots); n > 0 {
+		return v.slots[n-1].seq
+	}
+	return 0
+}
+
+// search is the index of the first slot after seq.
+func (v *view) search(seq feed.Seq) int {
+	n := len(v.slots)
+	if n == 0 || v.slots[n-1].seq <= seq {
+		return n // the tail, where most readers are
+	}
+	i, _ := slices.BinarySearchFunc(v.slots, seq, func(s slot, seq feed.Seq) int {
+		if s.seq <= seq {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
+
+// row is the change that the row called key stands at, nil if it is not there.
+func (v *view) row(key string) *feed.Change {
+	if c := v.rows[key]; c != nil && c.Op() != feed.Remove {
+		return c
+	}
+	return nil
+}
+
+// put adds a change that is newer than all others, and returns the one it replaces.
+func (v *view) put(c *feed.Change) (old *feed.Change) {
+	key := c.Key()
+	if old = v.rows[key]; old != nil {
+		v.hole(old)
+		if old.Op() != feed.Remove {
+			v.live--
+		}
+	}
+	if c.Op() != feed.Remove {
+		v.live++
+	}
+	v.rows[key] = c // the map takes over the new key's memory, so the old frame is free
+	v.slots = append(v.slots, slot{c.Seq(), c})
+	v.tidy()
+	return old
+}
+
+// forget drops a tombstone, unless its key has changed since.
+func (v *view) forget(c *feed.Change) bool {
+	key := c.Key()
+	if v.rows[key] != c {
+		return false
+	}
+	delete(v.rows, key)
+	v.hole(c)
+	v.floor = max(v.floor, c.Seq())
+	v.tidy()
+	return true
+}
+
+func (v *view) hole(c *feed.Change) {
+	v.slots[v.search(c.Seq()-1)].change = nil
+	v.holes++
+}
+
+// tidy keeps the holes below half of the slots: each change then costs a constant
+// share of a sweep.
+func (v *view) tidy() {
+	if v.holes <= 64 || v.holes <= len(v.slots)/2 {
+		return
+	}
+	kept := make([]slot, 0, (len(v.slots)-v.holes)*5/4)
+	for _, s := range v.slots {
+		if s.change != nil {
+			kept = append(kept, s)
+		}
+	}
+	v.slots, v.holes = kept, 0
+}
+
+// reader walks the changes of a view after some sequence.
+type reader struct {
+	slots []slot
+	next  *feed.Change // nil: no more
+}
+
+// after returns a reader of the changes after seq. The tenant's mu must be held for
+// as long as it is used.
+func (v *view) after(seq feed.Seq) reader {
+	r := reader{slots: v.slots[v.search(seq):]}
+	r.advance()
+	return r
+}
+
+func (r *reader) advance() {
+	for i := range r.slots {
+		if c := r.slots[i].change; c != nil {
+			r.next, r.slots = c, r.slots[i+1:]
+			return
+		}
+	}
+	r.next, r.slots = nil, nil
+}
+
+// add makes a session one of those that are woken.
+func (v *view) add(s *Session) {
+	v.watch.Lock()
+	v.sessions[s] = struct{}{}
+	v.watch.Unlock()
+}
+
+// drop is the opposite of add.
+func (v *view) drop(s *Session) {
+	v.watch.Lock()
+	delete(v.sessions, s)
+	v.watch.Unlock()
+}
+
+// wake tells all sessions to look again.
+func (v *view) wake() {
+	v.watch.Lock()
+	defer v.watch.Unlock()
+	for s := range v.sessions {
+		s.look()
+	}
+}
+
+// unused tells whether nothing would be lost with the view but its floor.
+func (v *view) unused() bool {
+	v.watch.Lock()
+	defer v.watch.Unlock()
+	return len(v.rows) == 0 && len(v.sessions) == 0
+}
