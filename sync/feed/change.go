@@ -146,10 +146,13 @@ func (c *Change) Collection() string {
 	return c.frame[from : from+strings.IndexByte(c.frame[from:], '"')]
 }
 
+// KeyText is the key as JSON, without its quotes.
+func (c *Change) KeyText() string { return c.frame[c.keyAt : int(c.keyAt)+int(c.keyLen)] }
+
 // Key is the row's key. It shares the frame's memory where the key needs no
 // escapes in JSON.
 func (c *Change) Key() string {
-	text := c.frame[c.keyAt : int(c.keyAt)+int(c.keyLen)]
+	text := c.KeyText()
 	if !c.escaped {
 		return text
 	}

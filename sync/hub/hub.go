@@ -228,7 +228,7 @@ func (h *Hub) end(reason string) {
 	h.mu.Unlock()
 	spread := max(time.Second, time.Duration(len(all))*time.Millisecond/2)
 	for _, s := range all {
-		s.end(&Ended{Reason: reason, Retry: 100*time.Millisecond + rand.N(spread)})
+		s.End(&Ended{Reason: reason, Retry: 100*time.Millisecond + rand.N(spread)})
 	}
 }
 

@@ -206,8 +206,8 @@ func (s *Session) look() {
 	}
 }
 
-// end makes Next return e, once the replies are out.
-func (s *Session) end(e *Ended) {
+// End makes Next return e, once the replies are out.
+func (s *Session) End(e *Ended) {
 	s.mu.Lock()
 	if s.ended == nil {
 		s.ended = e

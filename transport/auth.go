@@ -1,0 +1,73 @@
+package transport
+
+import (
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// Authorizer says what the sender of a request may do. It is asked before anything
+// else is done for the request, and may be called concurrently. Its error is answered with 401,
+// unless it is a *hub.Refusal, which says more.
+type Authorizer interface {
+	Authorize(*http.Request) (hub.Grant, error)
+}
+
+// Loopback is the Authorizer of a server without credentials, which must listen on
+// loopback only: whoever reaches it may do everything. It answers to loopback names
+// alone, so that no web page gets through to it by rebinding a name of its own.
+type Loopback struct{}
+
+// Authorize grants everything to requests for a loopback name, from no web page or
+// from one that has a loopback origin.
+func (Loopback) Authorize(r *http.Request) (hub.Grant, error) {
+	if !loopbackHost(r.Host) {
+		return hub.Grant{}, newProblem(hub.Forbidden, "a server without credentials answers to localhost, 127.0.0.1 and [::1] only, not to %q", r.Host)
+	}
+	if origin := r.Header.Get("Origin"); origin != "" && !loopbackOrigin(origin) {
+		return hub.Grant{}, newProblem(hub.Forbidden, "a server without credentials serves pages of localhost, 127.0.0.1 and [::1] only, not of %q", origin)
+	}
+	return hub.Everything, nil
+}
+
+func loopbackHost(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		return true
+	}
+	ip := net.ParseIP(strings.Trim(name, "[]"))
+	return ip != nil && ip.IsLoopback()
+}
+
+func loopbackOrigin(origin string) bool {
+	u, err := url.Parse(origin)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && loopbackHost(u.Host)
+}
+
+// cors lets pages of other loopback origins (a dev server beside ours) use the API.
+// No credentials are ever allowed: there are none to send.
+func cors(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Add("Vary", "Origin")
+		if origin := r.Header.Get("Origin"); origin != "" && loopbackOrigin(origin) {
+			h.Set("Access-Control-Allow-Origin", origin)
+			h.Set("Access-Control-Expose-Headers", "ETag, Retry-After")
+			if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+				h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+				h.Set("Access-Control-Allow-Headers", "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID")
+				h.Set("Access-Control-Max-Age", "600")
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}

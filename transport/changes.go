@@ -1,0 +1,243 @@
+package transport
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// body is what POST /v1/{tenant}/changes takes, and the frame write. Type and ID are
+// the frame's; a POST that bears them too means nothing by it.
+type body struct {
+	Type    string           `json:"type"`
+	ID      jsontext.Value   `json:"id"`
+	Client  *string          `json:"client"`
+	Atomic  *bool            `json:"atomic"`
+	Changes []jsontext.Value `json:"changes"`
+}
+
+// change is one of its changes.
+type change struct {
+	ID         *string        `json:"id"`
+	Collection string         `json:"collection"`
+	Op         string         `json:"op"`
+	Key        *string        `json:"key"`
+	Value      jsontext.Value `json:"value"`
+	Patch      jsontext.Value `json:"patch"`
+	If         *uint64        `json:"if"`
+}
+
+// outcome is how one change fared, as an answer shows it.
+type outcome struct {
+	ID     string          `json:"id,omitempty"`
+	Status hub.Status      `json:"status"`
+	Key    string          `json:"key,omitempty"`
+	Seq    *uint64         `json:"seq,omitempty"`
+	Value  json.RawMessage `json:"value,omitempty"`
+}
+
+type answer struct {
+	Cursor  string    `json:"cursor"`
+	Results []outcome `json:"results"`
+}
+
+// changes answers POST /v1/{tenant}/changes.
+func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
+	raw, err := s.body(w, r)
+	if err != nil {
+		return err
+	}
+	var b body
+	if err := decode(raw, &b); err != nil {
+		return err
+	}
+	req, err := b.request(c.tenant)
+	if err != nil {
+		return err
+	}
+	result, err := c.hub.Write(r.Context(), c.grant, req)
+	if err != nil {
+		return err
+	}
+	if result.Refused {
+		return refused(result)
+	}
+	reply(w, http.StatusOK, answerOf(result))
+	return nil
+}
+
+// body reads a request's body, up to the server's limit, within 30 s.
+func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	// Where there are no deadlines (a test's recorder) there is no connection to hold up.
+	_ = control.SetReadDeadline(time.Now().Add(stalled))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.opts.Body))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, newProblem(hub.TooLarge, "the body has more than %d bytes: send it in several requests", s.opts.Body)
+	case err != nil:
+		return nil, newProblem(hub.BadRequest, "the body can't be read: %s", err)
+	}
+	return raw, nil
+}
+
+// decode reads JSON strictly: names that are not known, names that come twice and
+// invalid UTF-8 are errors that say where.
+func decode(raw []byte, into any) error {
+	if err := jsonv2.Unmarshal(raw, into, jsonv2.RejectUnknownMembers(true)); err != nil {
+		return newProblem(hub.BadRequest, "the JSON can't be read: %s", cleanError(err))
+	}
+	return nil
+}
+
+// cleanError drops the library's name from its error and bounds what it quotes.
+func cleanError(err error) string {
+	var syntactic *jsontext.SyntacticError
+	var semantic *jsonv2.SemanticError
+	switch {
+	case errors.As(err, &syntactic):
+		at := ""
+		if p := syntactic.JSONPointer; p != "" {
+			at = fmt.Sprintf(" in %q", clip(string(p)))
+		}
+		return fmt.Sprintf("%v%s, after byte %d", syntactic.Err, at, syntactic.ByteOffset)
+	case errors.As(err, &semantic):
+		at := string(semantic.JSONPointer)
+		if at == "" {
+			at = "/"
+		}
+		if errors.Is(err, jsonv2.ErrUnknownName) {
+			return fmt.Sprintf("%q is not a name that is known here", clip(at))
+		}
+		return fmt.Sprintf("%q has the wrong type or is out of range", clip(at))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it ends too early"
+	}
+	return "it is not valid"
+}
+
+// request makes a hub request of a body.
+func (b *body) request(tenant string) (hub.Request, error) {
+	req := hub.Request{Tenant: tenant, Atomic: b.Atomic == nil || *b.Atomic}
+	if b.Client != nil {
+		if err := feed.CheckClient(*b.Client); err != nil {
+			return req, newProblem(hub.BadName, "%s", err)
+		}
+		req.Client = *b.Client
+	}
+	if len(b.Changes) > feed.MaxChanges {
+		return req, newProblem(hub.TooMany, "%d changes in one request; at most %d: split it", len(b.Changes), feed.MaxChanges)
+	}
+	req.Writes = make([]hub.Write, len(b.Changes))
+	for i, raw := range b.Changes {
+		var c change
+		err := decode(raw, &c)
+		if err == nil {
+			req.Writes[i], err = c.write()
+		}
+		if err != nil {
+			p := problemOf(err)
+			p.Detail = fmt.Sprintf("changes[%d]: %s", i, p.Detail)
+			return req, p
+		}
+	}
+	return req, nil
+}
+
+func (c *change) write() (hub.Write, error) {
+	w := hub.Write{Collection: c.Collection, Op: c.Op, Value: c.Value, Patch: c.Patch}
+	if c.If != nil {
+		seq := feed.Seq(*c.If)
+		w.If = &seq
+	}
+	if c.ID != nil {
+		if err := feed.CheckID(*c.ID); err != nil {
+			return w, newProblem(hub.BadName, "%s", err)
+		}
+		w.ID = *c.ID
+	}
+	if c.Key != nil {
+		if err := feed.CheckKey(*c.Key); err != nil {
+			return w, newProblem(hub.BadName, "%s", err)
+		}
+		w.Key = *c.Key
+	}
+	return w, nil
+}
+
+func answerOf(r hub.Result) answer {
+	return answer{Cursor: r.Cursor.String(), Results: outcomesOf(r)}
+}
+
+func outcomesOf(r hub.Result) []outcome {
+	all := make([]outcome, len(r.Outcomes))
+	for i, o := range r.Outcomes {
+		all[i] = outcomeOf(o)
+	}
+	return all
+}
+
+func outcomeOf(o hub.Outcome) outcome {
+	out := outcome{ID: o.ID, Status: o.Status, Key: o.Key}
+	if o.Status != hub.Aborted {
+		seq := uint64(o.Seq)
+		out.Seq = &seq
+	}
+	if o.Value != "" {
+		out.Value = json.RawMessage(o.Value)
+	}
+	return out
+}
+
+// details say what to do about a change that was refused.
+var details = map[hub.Status]string{
+	hub.Conflict: `the row is not at the sequence that "if" names: look at the row as it stands, and try again with its sequence`,
+	hub.Exists:   "the row is there already: use put to replace it, or modify to change it",
+	hub.Missing:  "the row is not there: use insert or put to make it",
+	hub.IDReused: "another change came under this id before: an id names one change for ever",
+}
+
+// refused is the problem of an atomic request of which nothing happened.
+func refused(r hub.Result) *problem {
+	for i, o := range r.Outcomes {
+		if o.Status != hub.Aborted {
+			p := newProblem(hub.Code(o.Status), "nothing was written, because of changes[%d]: %s", i, details[o.Status])
+			p.Results = outcomesOf(r)
+			return p
+		}
+	}
+	panic("transport: a refusal without a reason")
+}
+
+// reply answers with one line of JSON.
+func reply(w http.ResponseWriter, status int, v any) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	w.Write(appendLine(nil, encode(v)))
+}
+
+// encode encodes an answer. Rows go as they are: encoding/json would escape <, > and &.
+func encode(v any) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		panic("transport: an answer can't be encoded: " + err.Error())
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}

@@ -1,0 +1,133 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// Sink is one transport's way to send a batch: framed, in one write, flushed. It is
+// called from one goroutine, in order.
+type Sink interface {
+	// Send sends a batch. errAnswered: it was the last.
+	Send(ctx context.Context, b *feed.Batch) error
+	// End sends the server's last word.
+	End(ctx context.Context, ended *hub.Ended) error
+}
+
+// errAnswered ends a pump whose answer is complete.
+var errAnswered = errors.New("answered")
+
+// pump is the loop of every session on every transport: all that there is, in one
+// go, then look again.
+func pump(ctx context.Context, s *hub.Session, sink Sink) error {
+	for {
+		b, err := s.Next(ctx)
+		if err == nil {
+			err = sink.Send(ctx, b)
+		}
+		var ended *hub.Ended
+		switch {
+		case err == nil:
+		case errors.Is(err, errAnswered):
+			return nil
+		case errors.As(err, &ended):
+			return sink.End(ctx, ended)
+		default:
+			return err
+		}
+	}
+}
+
+// feed answers GET /v1/{tenant}/feed.
+func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
+	f, err := readFeedRequest(r)
+	if err != nil {
+		return err
+	}
+	opts := hub.SessionOptions{Heartbeat: f.heartbeat, Tick: true}
+	if f.transport == pollName {
+		opts = hub.SessionOptions{Hold: f.wait, Limit: f.limit}
+	}
+	session, err := c.hub.Open(c.grant, c.tenant, f.starts, opts)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	open := feed.Open{
+		Epoch: c.hub.Epoch(), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
+		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, r.RemoteAddr),
+	}
+	if r.ProtoMajor != 1 {
+		open.Transports = open.Transports[1:]
+	}
+	switch f.transport {
+	case websocketName:
+		return s.websocket(w, r, c, session, open, f.heartbeat)
+	case sseName:
+		return sse(w, r, session, open)
+	}
+	return poll(w, r, session, open, f.limit, s.opts.PollCache)
+}
+
+// framing is how a transport sets frames apart.
+type framing interface {
+	// before and after append what stands around a frame of a type; cursor is the
+	// feed's up to and including the frame, nil where the frame does not move it.
+	before(dst []byte, event string) []byte
+	after(dst []byte, cursor *feed.Cursor) []byte
+}
+
+// appendBatch appends the frames of a batch, in their order.
+func appendBatch(dst []byte, b *feed.Batch, f framing) []byte {
+	for _, reply := range b.Replies {
+		dst = f.after(append(f.before(dst, "reply"), reply...), nil)
+	}
+	for _, reset := range b.Resets {
+		dst = f.after(reset.Append(f.before(dst, "reset")), nil)
+	}
+	cursor := b.Cursor
+	for _, item := range b.Items {
+		dst = item.Append(f.before(dst, "change"))
+		if item.More {
+			dst = f.after(dst, nil)
+		} else {
+			cursor.Seq = item.Seq
+			dst = f.after(dst, &cursor)
+		}
+	}
+	if b.Announce {
+		dst = f.after(feed.AppendLive(f.before(dst, "live"), b.Cursor), &b.Cursor)
+	}
+	if b.Tick {
+		dst = f.after(append(f.before(dst, "tick"), feed.TickFrame...), nil)
+	}
+	return dst
+}
+
+// lines sets frames apart by line ends: long poll and WebSocket.
+type lines struct{}
+
+func (lines) before(dst []byte, _ string) []byte      { return dst }
+func (lines) after(dst []byte, _ *feed.Cursor) []byte { return append(dst, '\n') }
+func appendLine(dst []byte, frame []byte) []byte      { return append(append(dst, frame...), '\n') }
+
+// buffers are for assembling what is written. One that a large batch has grown is
+// not kept.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+const bufferKept = 64 << 10
+
+func withBuffer(fn func(b []byte) ([]byte, error)) error {
+	p := buffers.Get().(*[]byte)
+	b, err := fn((*p)[:0])
+	if cap(b) <= bufferKept {
+		*p = b
+		buffers.Put(p)
+	}
+	return err
+}

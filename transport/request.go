@@ -1,0 +1,212 @@
+package transport
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// The three transports, by the names that the query and the frame open use.
+const (
+	websocketName = "websocket"
+	sseName       = "sse"
+	pollName      = "poll"
+)
+
+// Bounds of what a feed's query may ask for (docs/protocol.md).
+const (
+	heartbeatLeast, heartbeatMost, heartbeatDefault = 3, 30, 15 // seconds
+	waitMost, waitDefault                           = 55, 25    // seconds
+	limitMost, limitDefault                         = 10_000, 1000
+)
+
+// feedRequest is the query of a feed, read and checked.
+type feedRequest struct {
+	transport string
+	starts    []feed.Start
+	heartbeat time.Duration
+	wait      time.Duration
+	limit     int
+}
+
+func readFeedRequest(r *http.Request) (f feedRequest, err error) {
+	q, err := query(r)
+	if err != nil {
+		return f, err
+	}
+	if f.transport, err = choose(r, q); err != nil {
+		return f, err
+	}
+	heartbeat, err := number(q, "heartbeat", heartbeatLeast, heartbeatMost, heartbeatDefault)
+	if err != nil {
+		return f, err
+	}
+	wait, err := number(q, "wait", 0, waitMost, waitDefault)
+	if err != nil {
+		return f, err
+	}
+	if f.limit, err = number(q, "limit", 1, limitMost, limitDefault); err != nil {
+		return f, err
+	}
+	f.heartbeat, f.wait = time.Duration(heartbeat)*time.Second, time.Duration(wait)*time.Second
+	names := q["c"]
+	if len(names) == 0 && f.transport != websocketName {
+		return f, newProblem(hub.BadRequest, "name at least one collection: ?c=todos")
+	}
+	if len(names) > feed.MaxCollections {
+		return f, newProblem(hub.TooMany, "%d collections in one feed; at most %d: open another feed", len(names), feed.MaxCollections)
+	}
+	var remembered []string // by the transport, for all collections
+	for _, c := range []string{r.Header.Get("Last-Event-ID"), q.Get("last_event_id")} {
+		if c != "" {
+			remembered = append(remembered, c)
+		}
+	}
+	for _, c := range names {
+		name, own, _ := strings.Cut(c, "@")
+		if own == "" {
+			own = q.Get("cursor")
+		}
+		if err := feed.CheckCollection(name); err != nil {
+			return f, newProblem(hub.BadName, "%s", err)
+		}
+		cursors := remembered
+		if own != "" {
+			cursors = append([]string{own}, remembered...)
+		}
+		i := slices.IndexFunc(f.starts, func(s feed.Start) bool { return s.Collection == name })
+		if i < 0 {
+			f.starts = append(f.starts, feed.Start{Collection: name, Cursors: cursors})
+		} else {
+			f.starts[i].Cursors = append(f.starts[i].Cursors, cursors...)
+		}
+	}
+	return f, nil
+}
+
+// choose picks the transport: what the query says, else what the headers ask for.
+func choose(r *http.Request, q url.Values) (string, error) {
+	upgrade := r.ProtoMajor == 1 && hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket")
+	switch t := q.Get("transport"); t {
+	case websocketName:
+		if !upgrade {
+			return "", newProblem(codeUpgrade, "transport=websocket needs an HTTP/1.1 request with Upgrade: websocket; something between us may have taken it away: use transport=sse or transport=poll")
+		}
+		return t, nil
+	case sseName, pollName:
+		return t, nil
+	case "":
+	default:
+		return "", newProblem(hub.BadRequest, "transport %q is not known: websocket, sse or poll", clip(t))
+	}
+	switch {
+	case upgrade:
+		return websocketName, nil
+	case acceptsEvents(r.Header["Accept"]):
+		return sseName, nil
+	}
+	return pollName, nil
+}
+
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func acceptsEvents(values []string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			t, _, _ = strings.Cut(t, ";")
+			if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// query reads the query strictly: a pair that can't be read is an error, not left out.
+func query(r *http.Request) (url.Values, error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, newProblem(hub.BadRequest, "the query can't be read: %s", err)
+	}
+	return q, nil
+}
+
+// number reads a whole number between least and most.
+func number(q url.Values, name string, least, most, otherwise int) (int, error) {
+	text := q.Get(name)
+	if text == "" && !q.Has(name) {
+		return otherwise, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most || text[0] == '+' {
+		return 0, newProblem(hub.BadRequest, "%s=%s is not a whole number from %d to %d", name, clip(text), least, most)
+	}
+	return n, nil
+}
+
+// param reads a parameter of the path, percent-decoded.
+func param(r *http.Request, name string) (string, error) {
+	text := chi.URLParam(r, name)
+	if r.URL.RawPath == "" {
+		return text, nil // chi matched the decoded path
+	}
+	s, err := url.PathUnescape(text)
+	if err != nil {
+		return "", newProblem(hub.BadRequest, "the path can't be read: %s", err)
+	}
+	return s, nil
+}
+
+func clip(s string) string {
+	if len(s) > 40 {
+		s = s[:40] + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// network is a keyed hash of the prefix of the client's address (/24, or /48 for IPv6):
+// the same for the same network, and of no use to anybody else.
+func network(key []byte, remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil || len(key) == 0 {
+		return ""
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	addr = addr.Unmap().WithZone("")
+	bits := 48
+	if addr.Is4() {
+		bits = 24
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(prefix.String()))
+	return hex.EncodeToString(mac.Sum(nil)[:8])
+}

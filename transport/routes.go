@@ -1,0 +1,208 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// Options of a Server. Authorizer must be set; the rest may be zero.
+type Options struct {
+	Authorizer Authorizer
+	// Version is what the frame open says of the server. Default "dev".
+	Version string
+	// NetworkKey keys the hash of client addresses in the frame open: secret, and the
+	// same after a restart. Default: none, and an empty hash.
+	NetworkKey []byte
+	// Body is the most bytes that a request's body, or a client's WebSocket message,
+	// may have. Default 1 MiB.
+	Body int64
+	// PollCache is what Cache-Control says on long-poll answers that end in next: they
+	// are the same for everybody who asks the same. Default "private, max-age=60".
+	PollCache string
+	// Logger gets what an operator must know. Default: nobody.
+	Logger *slog.Logger
+}
+
+// Server answers HTTP requests. It says that it is not ready until it is given a hub.
+// All methods may be called concurrently.
+type Server struct {
+	opts    Options
+	router  *chi.Mux
+	hub     atomic.Pointer[hub.Hub]
+	why     atomic.Pointer[string] // why it does not serve
+	sockets sync.WaitGroup         // WebSockets, which http.Server does not wait for
+}
+
+// New makes a server. It starts nothing.
+func New(opts Options) *Server {
+	if opts.Authorizer == nil {
+		panic("transport: Options.Authorizer must be set")
+	}
+	if opts.Version == "" {
+		opts.Version = "dev"
+	}
+	if opts.Body <= 0 {
+		opts.Body = 1 << 20
+	}
+	if opts.PollCache == "" {
+		opts.PollCache = "private, max-age=60"
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{opts: opts, router: chi.NewRouter()}
+	s.NotReady("starting")
+	r := s.router
+	r.Use(s.guard, cors)
+	r.NotFound(s.notFound)
+	r.MethodNotAllowed(s.methodNotAllowed)
+	health := map[string]http.HandlerFunc{"/healthz": s.healthz, "/readyz": s.readyz}
+	for path, handler := range health {
+		r.Get(path, handler)
+		r.Head(path, handler)
+	}
+	r.Get("/v1/{tenant}/feed", s.handle(s.feed))
+	r.Post("/v1/{tenant}/changes", s.handle(s.changes))
+	const rows = "/v1/{tenant}/rows/*"
+	r.Get(rows, s.handle(s.readRows))
+	r.Head(rows, s.handle(s.readRows))
+	for _, method := range []string{http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodPost} {
+		r.Method(method, rows, s.handle(s.writeRow))
+	}
+	return s
+}
+
+// Mount serves paths that begin with pattern by a handler of the caller's: pages.
+// It must not be called once requests are served.
+func (s *Server) Mount(pattern string, handler http.Handler) {
+	s.router.Get(pattern, handler.ServeHTTP)
+}
+
+// Serve makes the server ready: requests are answered from h from now on.
+func (s *Server) Serve(h *hub.Hub) {
+	s.hub.Store(h)
+	s.why.Store(nil)
+}
+
+// NotReady makes the server refuse all that needs a hub, saying why.
+func (s *Server) NotReady(why string) { s.why.Store(&why) }
+
+// Wait waits until all WebSockets are gone. They go when their hub is drained.
+func (s *Server) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		s.sockets.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
+
+func (s *Server) healthz(w http.ResponseWriter, r *http.Request) { plain(w, http.StatusOK, "ok") }
+
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	if why := s.why.Load(); why != nil {
+		w.Header().Set("Retry-After", "1")
+		plain(w, http.StatusServiceUnavailable, "not ready: "+*why)
+		return
+	}
+	plain(w, http.StatusOK, "ready")
+}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write([]byte(text + "\n"))
+}
+
+// call is a request that was let in.
+type call struct {
+	hub    *hub.Hub
+	grant  hub.Grant
+	tenant string
+}
+
+// handle makes a handler of fn: who may is settled before, and errors are answered after.
+func (s *Server) handle(fn func(w http.ResponseWriter, r *http.Request, c call) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := s.admit(w, r, fn); err != nil {
+			problemOf(err).write(w)
+		}
+	}
+}
+
+func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.ResponseWriter, r *http.Request, c call) error) error {
+	grant, err := s.opts.Authorizer.Authorize(r)
+	if err != nil {
+		var p *problem
+		var refusal *hub.Refusal
+		if errors.As(err, &p) || errors.As(err, &refusal) {
+			return err
+		}
+		return newProblem(codeUnauthenticated, "%s", err)
+	}
+	if why := s.why.Load(); why != nil {
+		p := newProblem(hub.Unavailable, "not ready: %s; try again in a moment", *why)
+		p.retry = time.Second
+		return p
+	}
+	tenant, err := param(r, "tenant")
+	if err != nil {
+		return err
+	}
+	return fn(w, r, call{s.hub.Load(), grant, tenant})
+}
+
+// guard turns a panic in one request into a 500 for its sender.
+func (s *Server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if v := recover(); v != nil {
+				if v == http.ErrAbortHandler {
+					panic(v)
+				}
+				s.opts.Logger.Error("panic in a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "panic", v)
+				newProblem(codeInternal, "something went wrong in the server; its log says what").write(w)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
+	newProblem(codeNotFound, "there is nothing at this path: feeds are at /v1/{tenant}/feed, rows at /v1/{tenant}/rows/{collection}, writes go to /v1/{tenant}/changes").write(w)
+}
+
+func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.RawPath
+	if path == "" {
+		path = r.URL.Path
+	}
+	var allowed []string
+	for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		if s.router.Match(chi.NewRouteContext(), m, path) {
+			allowed = append(allowed, m)
+		}
+	}
+	p := newProblem(hub.BadRequest, "%s is not for this path; it takes %s", r.Method, strings.Join(allowed, ", "))
+	p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+	p.allow = strings.Join(allowed, ", ")
+	p.write(w)
+}
