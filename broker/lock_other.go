@@ -1,0 +1,15 @@
+//go:build !(darwin || dragonfly || freebsd || illumos || linux || netbsd || openbsd)
+
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+)
+
+// lock refuses: without flock, two processes could write one store.
+func lock(dir string) (*os.File, error) {
+	return nil, fmt.Errorf("lock the store in %s on %s: %w", dir, runtime.GOOS, errors.ErrUnsupported)
+}
