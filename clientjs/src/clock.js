@@ -1,0 +1,19 @@
+/**
+ * Where time and chance come from. Tests hand in their own.
+ * @typedef {object} Clock
+ * @property {() => number} now ms since 1970
+ * @property {() => number} random from 0 to below 1
+ * @property {(ms: number, fn: () => void) => () => void} after calls fn once, ms from now; returns its undo
+ */
+
+/** @type {Clock} */
+export const systemClock = {
+  // Not Date.now: a wall clock that is set back would put off every deadline by as much.
+  now: () => performance.timeOrigin + performance.now(),
+  random: () => Math.random(),
+  after(ms, fn) {
+    // Beyond 2^31 - 1 ms setTimeout fires at once. Whoever is woken early looks at the clock and waits again.
+    const timer = setTimeout(fn, Math.min(ms, 2 ** 31 - 1))
+    return () => clearTimeout(timer)
+  },
+}

@@ -1,0 +1,106 @@
+import { createListeners } from './listeners.js'
+import { createRows } from './rows.js'
+
+/**
+ * @template {object} [T=Record<string, any>]
+ * @typedef {import('./rows.js').Batch<T>} Batch
+ */
+/**
+ * @template {object} [T=Record<string, any>]
+ * @typedef {import('./writer.js').Result<T>} Result
+ */
+/** @typedef {import('./writer.js').Write} Write */
+
+/**
+ * A collection of a client: its rows as they are here and now, and how to change them. No method needs its `this`, so
+ * each may be handed on as it is.
+ *
+ * The four writes resolve once the server has made them durable, with the row as it then is, and the rows here show
+ * it. They reject with a TidemarkError: `conflict`, `exists` or `missing` (with the row as it stands in `seq` and
+ * `value`), any other refusal, or `unavailable` when the server was out of reach for a minute; then it may or may not
+ * have happened. Writes that are not awaited may arrive in another order.
+ *
+ * @template {object} [T=Record<string, any>]
+ * @typedef {object} Collection
+ * @property {string} name
+ * @property {ReadonlyMap<string, T>} rows the rows as shown. Read it anew after each change: a reset puts another Map
+ *   in its place, and between resets the same one changes
+ * @property {number} version grows with each visible change of the rows
+ * @property {(key: string) => number | undefined} seq the sequence of a row's last change, for `if`
+ * @property {(fn: (batch: Batch<T>) => void) => () => void} subscribe follows the collection, and calls fn after the
+ *   rows have changed, once for all changes that came together; returns its undo. Throws `too-many` beyond 256
+ *   collections
+ * @property {() => () => void} start follows the collection without listening; returns its undo. Where the server had
+ *   ended the feed, start and subscribe try again
+ * @property {(value: T, options?: {key?: string}) => Promise<Result<T>>} insert a new row; without a key the server
+ *   makes one
+ * @property {(key: string, patch: object, options?: {if?: number}) => Promise<Result<T>>} modify merges patch into
+ *   the row (RFC 7396: null removes a member)
+ * @property {(key: string, value: T, options?: {if?: number}) => Promise<Result<T>>} put inserts or replaces
+ * @property {(key: string, options?: {if?: number}) => Promise<Result<T>>} remove is fine with a row that is gone,
+ *   unless `if` is given
+ */
+
+/**
+ * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place.
+ * @typedef {{
+ *   collection: Collection,
+ *   rows: import('./rows.js').Rows,
+ *   take: () => (() => void) | undefined,
+ * }} Member
+ */
+
+/**
+ * @param {string} name
+ * @param {(member: Member, on: boolean) => void} follow
+ * @param {(writes: Write[]) => Promise<Result[]>} write
+ * @returns {Member}
+ */
+export function createCollection(name, follow, write) {
+  const rows = createRows()
+  /** @type {ReturnType<typeof createListeners<Batch>>} */
+  const listeners = createListeners()
+
+  /** @type {Collection['subscribe']} */
+  const subscribe = (fn) => {
+    follow(member, true)
+    const undo = listeners.add(fn)
+    return () => {
+      undo()
+      if (!listeners.size) follow(member, false)
+    }
+  }
+
+  /**
+   * @param {Write['op']} op
+   * @param {string} [key]
+   * @param {object} [more]
+   */
+  const one = async (op, key, more) => (await write([{ collection: name, op, key, ...more }]))[0]
+
+  /** @type {Member} */
+  const member = {
+    rows,
+    take() {
+      const batch = rows.take()
+      return batch && (() => listeners.tell(batch))
+    },
+    collection: {
+      name,
+      get rows() {
+        return rows.values
+      },
+      get version() {
+        return rows.version
+      },
+      seq: rows.seq,
+      subscribe,
+      start: () => subscribe(() => {}),
+      insert: (value, options) => one('insert', options?.key, { value }),
+      modify: (key, patch, options) => one('modify', key, { patch, ...options }),
+      put: (key, value, options) => one('put', key, { value, ...options }),
+      remove: (key, options) => one('remove', key, options),
+    },
+  }
+  return member
+}

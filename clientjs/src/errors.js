@@ -1,0 +1,70 @@
+/**
+ * What a caller can act on. `code` is one of the protocol's (`bad-request`, `bad-name`, `too-large`, `too-many`,
+ * `unauthenticated`, `forbidden`, `not-found`, `conflict`, `exists`, `missing`, `id-reused`, `upgrade-required`,
+ * `unavailable`, `internal`) or one of the client's own: `bad-frame` (the wire carried what nobody can read),
+ * `refused` (an answer that no Tidemark server gives), `closed` (the client was closed), or an `end` frame's reason.
+ */
+export class TidemarkError extends Error {
+  name = 'TidemarkError'
+
+  /**
+   * @param {string} code
+   * @param {string} detail what happened, and what to do about it
+   * @param {{status?: number, seq?: number, value?: any, retry?: number | null}} [more]
+   */
+  constructor(code, detail, { status = 0, seq, value, retry = null } = {}) {
+    super(detail)
+    this.code = code
+    this.detail = detail
+    /** The HTTP status; 0 where there was no answer. */
+    this.status = status
+    /** Of a refused write: the sequence of the row as it stands, if there is one. */
+    this.seq = seq
+    /** Of a refused write: the row as it stands. */
+    this.value = value
+    /** In how many ms the same may succeed, at the soonest; null: not before somebody changes something. */
+    this.retry = retry
+  }
+}
+
+/**
+ * Only the connection suffers from it: the next one starts anew.
+ * @param {string} detail
+ */
+export const badFrame = (detail) => new TidemarkError('bad-frame', detail, { retry: 0 })
+
+/** Whether a change took effect, by its status in an answer. */
+export const DONE = /^(ok|duplicate)$/
+
+/**
+ * The change for which a transaction was refused. The others are `aborted`.
+ * @param {any} body
+ */
+export const refusal = (body) =>
+  body.results?.find?.((/** @type {any} */ { status }) => !DONE.test(status) && status !== 'aborted')
+
+/**
+ * The error that an answer stands for: a problem (RFC 9457), the results of a refused transaction, or whatever a proxy
+ * says in a server's place.
+ * @param {any} body
+ * @param {number} [status] 0: there was no answer
+ * @param {number} [retry] ms
+ */
+export function problem(body, status = body.status ?? 0, retry = 0) {
+  const culprit = refusal(body)
+  const { seq, value } = culprit ?? body
+  const transient = /^(0|408|425|429|5..)$/.test(`${status}`)
+  return new TidemarkError(
+    culprit?.status ?? body.code ?? (transient ? 'unavailable' : 'refused'),
+    body.detail ?? culprit?.status ?? `HTTP ${status}: check the url`,
+    { status, seq, value, retry: transient ? retry : null },
+  )
+}
+
+/**
+ * What went wrong, where it may be anything: what is not ours yet becomes it.
+ * @param {unknown} cause
+ * @param {string} [code] by default it was the network
+ */
+export const known = (cause, code = 'unavailable') =>
+  cause instanceof TidemarkError ? cause : new TidemarkError(code, `${cause}`, { retry: 0 })
