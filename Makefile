@@ -1,0 +1,88 @@
+# Tidemark. `make help` lists the targets; `make run` and `make test` need nothing but
+# Go, Node, npm, git and make: they install the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TIDEMARK := bin/tidemark
+NPM := npm --prefix clientjs --no-fund --no-audit
+NODE_READY := clientjs/node_modules/.package-lock.json
+# How long each fuzz target runs in `make fuzz`, and how much `make chaos` does.
+FUZZTIME ?= 30s
+ROUNDS ?= 50
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/tidemark
+	go build -trimpath -ldflags "-X main.buildVersion=$(VERSION)" -o $(TIDEMARK) ./cmd/tidemark
+
+.PHONY: run
+run: build ## start the server with its demo page, on http://127.0.0.1:7333
+	$(TIDEMARK) dev
+
+.PHONY: test
+test: build test-go test-js test-browser ## run every test (race detector on)
+
+.PHONY: test-go
+test-go: ## run the Go tests
+	go test -race ./...
+
+.PHONY: test-js
+test-js: $(NODE_READY) ## run the JavaScript tests
+	$(NPM) test
+
+# Chromium comes from Debian's packages where it is missing and can be installed; else
+# the browser tests are skipped with a loud line, but never in CI.
+.PHONY: test-browser
+test-browser: build $(NODE_READY) ## run the tests in headless Chromium
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then root=; else root='sudo -n'; fi; \
+		echo "installing Chromium from Debian's packages"; \
+		{ $$root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true; \
+	fi
+	@if command -v chromium >/dev/null; then \
+		$(NPM) run test:browser; \
+	elif [ "$${CI:-}" = true ]; then \
+		echo "FAILED: no Chromium, and it could not be installed; CI never skips the browser tests" >&2; exit 1; \
+	else \
+		echo "***** SKIPPED: THE BROWSER TESTS, because there is no Chromium and it could not be installed *****" >&2; \
+	fi
+
+$(NODE_READY): clientjs/package.json clientjs/package-lock.json
+	$(NPM) ci
+	@touch $@
+
+.PHONY: check
+check: $(NODE_READY) ## gofmt, vet, staticcheck, floors, types, lint
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt these: $$unformatted" >&2; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	go test -count=1 -run '^TestFloors' ./cmd/tidemark
+	$(NPM) run check
+
+.PHONY: bench
+bench: ## run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: chaos
+chaos: build ## kill, cut and restart for long (ROUNDS=50)
+	TIDEMARK_ROUNDS=$(ROUNDS) go test -race -count=1 -timeout 60m -run 'Kill|MainJob' -v ./broker ./cmd/tidemark
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for a while (FUZZTIME=30s)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## remove what was built and installed here (not ./tidemark-data)
+	rm -rf bin clientjs/node_modules clientjs/types

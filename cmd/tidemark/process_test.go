@@ -1,0 +1,157 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// binary is the whole program, built once for all tests that run it as users do, and
+// as fast; with TIDEMARK_RACE=1 with the race detector in it.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tidemark-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "tidemark")
+	args := []string{"build", "-o", path, "."}
+	if os.Getenv("TIDEMARK_RACE") == "1" {
+		args = slices.Insert(args, 1, "-race")
+	}
+	out, err := exec.Command("go", args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// rounds is how often the tests of accidents have theirs: TIDEMARK_ROUNDS, else few.
+func rounds(few int) int {
+	if n, err := strconv.Atoi(os.Getenv("TIDEMARK_ROUNDS")); err == nil && n > 0 {
+		return n
+	}
+	return few
+}
+
+// process is a run of the program.
+type process struct {
+	cmd    *exec.Cmd
+	out    *output
+	exited chan struct{}
+}
+
+// output keeps what a process prints; it is safe for concurrent use.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// start runs the program; it is killed when the test ends.
+func start(t testing.TB, args ...string) *process {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(path, args...), out: &output{}, exited: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // its state says how it ended
+		close(p.exited)
+	}()
+	t.Cleanup(p.kill)
+	return p
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may be gone already
+	<-p.exited
+}
+
+// stop is SIGTERM, and how it ended.
+func (p *process) stop(t testing.TB) int {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.exited:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("still there 30 s after SIGTERM:\n%s", p.out)
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// freePort is a port on loopback that was free a moment ago.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// serve runs a server and returns when it serves.
+func serve(t testing.TB, addr, data string, flags ...string) *process {
+	t.Helper()
+	p := start(t, append([]string{"serve", "--listen", addr, "--data", data}, flags...)...)
+	if err := p.ready(t.Context(), addr); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// ready waits until the server says that it serves.
+func (p *process) ready(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-p.exited:
+			return fmt.Errorf("the server ended: %s\n%s", p.cmd.ProcessState, p.out)
+		case <-ctx.Done():
+			return fmt.Errorf("the server does not get ready: %w\n%s", ctx.Err(), p.out)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

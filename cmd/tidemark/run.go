@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport"
+)
+
+// Config is all that the server is told. validate fills defaults, once.
+type Config struct {
+	Listen  string // host:port; port 0 takes a free one
+	Data    string // directory of log and checkpoints
+	TLSCert string // PEM files; both or none
+	TLSKey  string
+
+	Memory     int64         // bytes for rows, tombstones and ids; 0: half of what the process may use
+	Log        int64         // bytes of log kept at least before a checkpoint; 0: 64 MiB
+	Body       int64         // bytes of a request's body; 0: 1 MiB
+	Tombstones time.Duration // how long removes are remembered; 0: 7 days
+	IDs        time.Duration // how long ids are remembered; 0: 1 h
+	PollCache  string        // Cache-Control of long-poll answers that may be cached
+
+	Pages  func(*transport.Server)      // mounts pages
+	Ready  func(url string, h *hub.Hub) // called once it serves
+	Logger *slog.Logger
+}
+
+// drainTime is how long a stop may take: below the 30 s after which most supervisors kill.
+const drainTime = 20 * time.Second
+
+func (c *Config) validate() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen %q must be host:port, like 127.0.0.1:7333", c.Listen)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("--listen %s is refused: this server has no credentials yet, so whoever can reach it may read and write everything; "+
+			"listen on 127.0.0.1, and let something that checks who may stand in front of it", c.Listen)
+	}
+	if c.Data == "" {
+		return errors.New("--data must name a directory")
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return errors.New("--tls-cert and --tls-key go together")
+	}
+	for name, n := range map[string]int64{"memory": c.Memory, "log-size": c.Log, "max-body": c.Body, "tombstones": int64(c.Tombstones), "ids": int64(c.IDs)} {
+		if n < 0 {
+			return fmt.Errorf("--%s must not be negative", name)
+		}
+	}
+	if c.Memory == 0 {
+		c.Memory = usableMemory() / 2
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// run serves until ctx ends, then drains. It returns nil after an orderly stop.
+func run(ctx context.Context, c Config) (err error) {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	var cert *tls.Config
+	if c.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		if err != nil {
+			return fmt.Errorf("read --tls-cert and --tls-key: %w", err)
+		}
+		cert = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	secret, err := secretOf(c.Data)
+	if err != nil {
+		return err
+	}
+	front := transport.New(transport.Options{
+		Authorizer: transport.Loopback{}, Version: version(), NetworkKey: secret,
+		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger,
+	})
+	if c.Pages != nil {
+		c.Pages(front)
+	}
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	server := &http.Server{
+		Handler: front, TLSConfig: cert,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
+		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	scheme := "http"
+	if cert != nil {
+		scheme = "https"
+	}
+	go func() {
+		if cert != nil {
+			served <- server.ServeTLS(transport.Listen(l), "", "")
+		} else {
+			served <- server.Serve(transport.Listen(l))
+		}
+	}()
+	defer func() {
+		_ = server.Close() // what Shutdown has not closed
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
+	}()
+
+	front.NotReady("reading the log")
+	started := time.Now()
+	log, err := broker.Open(ctx, broker.Options{Dir: c.Data, Logger: c.Logger})
+	if err != nil {
+		return fmt.Errorf("open the log in %s: %w", c.Data, err)
+	}
+	defer func() {
+		if cerr := log.Close(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("close the log: %w", cerr))
+		}
+	}()
+	h, err := hub.Open(ctx, log, hub.Options{Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, Logger: c.Logger})
+	if err != nil {
+		return err
+	}
+	front.Serve(h)
+	stats := h.Stats()
+	c.Logger.Info("serving", "url", scheme+"://"+l.Addr().String(), "epoch", h.Epoch(), "rows", stats.Rows, "seq", stats.Head,
+		"memory", stats.Memory, "opened", time.Since(started).Round(time.Millisecond))
+	if c.Ready != nil {
+		c.Ready(scheme+"://"+l.Addr().String(), h)
+	}
+
+	select {
+	case <-ctx.Done():
+		c.Logger.Info("draining", "sessions", h.Stats().Sessions)
+	case err = <-served:
+		served <- err
+		err = fmt.Errorf("serve: %w", err)
+	}
+	front.NotReady("draining")
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if derr := h.Drain(stop); derr != nil {
+		err = errors.Join(err, fmt.Errorf("drain: %w", derr))
+	}
+	if serr := server.Shutdown(stop); serr != nil {
+		c.Logger.Warn("some connections had to be cut", "err", serr)
+	}
+	if werr := front.Wait(stop); werr != nil {
+		c.Logger.Warn("some WebSockets had to be cut", "err", werr)
+	}
+	c.Logger.Info("stopped")
+	return err
+}
+
+// secretOf reads the data directory's secret, and makes it the first time: 32 random
+// bytes that key what clients are shown about themselves.
+func secretOf(dir string) ([]byte, error) {
+	const size = 32
+	path := filepath.Join(dir, "secret")
+	b, err := os.ReadFile(path)
+	if err == nil && len(b) == size {
+		return b, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read the secret: %w", err)
+	}
+	b = make([]byte, size)
+	rand.Read(b)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		return nil, fmt.Errorf("write the secret: %w", err)
+	}
+	return b, nil
+}
+
+// banner is what dev prints: where it is, and three lines that work.
+func banner(w io.Writer, url, data string) {
+	fmt.Fprintf(w, `
+  Tidemark is at %[1]s  (data in %[2]s, no credentials, this machine only)
+
+  Follow a collection, as Server-Sent Events:
+    curl -N -H 'Accept: text/event-stream' '%[1]s/v1/demo/feed?c=todos'
+
+  Write to it; the page and every follower show it at once:
+    curl '%[1]s/v1/demo/rows/todos' -d '{"title":"milk","done":false}'
+
+  Read its rows:
+    curl '%[1]s/v1/demo/rows/todos'
+
+  Stop with Ctrl-C.
+
+`, url, data)
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/alecthomas/units"
+
+	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport"
+)
+
+// ServerFlags are those of dev and serve alike.
+type ServerFlags struct {
+	Memory     units.Base2Bytes `placeholder:"SIZE" help:"How much rows, tombstones and remembered ids may hold; writes beyond it are refused. Default: half of what the process may use."`
+	LogSize    units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"How much log is kept at least before a checkpoint replaces it. Default: ${default}."`
+	MaxBody    units.Base2Bytes `default:"1MiB" placeholder:"SIZE" help:"The most that one request may send. Default: ${default}."`
+	Tombstones time.Duration    `default:"168h" placeholder:"TIME" help:"How long a remove is remembered; who was away longer gets every row anew. Default: ${default}."`
+	IDs        time.Duration    `name:"ids" default:"1h" placeholder:"TIME" help:"How long the id of a change is remembered: for so long a write may be sent again. Default: ${default}."`
+	PollCache  string           `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
+	TLSCert    string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
+	TLSKey     string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
+	LogLevel   slog.Level       `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
+}
+
+// Validate is called by kong: a limit of 0 never means that there is none.
+func (f *ServerFlags) Validate() error {
+	for name, n := range map[string]int64{"log-size": int64(f.LogSize), "max-body": int64(f.MaxBody), "tombstones": int64(f.Tombstones), "ids": int64(f.IDs)} {
+		if n <= 0 {
+			return fmt.Errorf("--%s must be above 0", name)
+		}
+	}
+	if f.Memory < 0 {
+		return fmt.Errorf("--memory must be above 0")
+	}
+	return nil
+}
+
+func (f *ServerFlags) config(listen, data string, std stdio) Config {
+	return Config{
+		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
+		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),
+		Tombstones: f.Tombstones, IDs: f.IDs, PollCache: f.PollCache,
+		Logger: slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: f.LogLevel})),
+	}
+}
+
+// DevCmd runs a server to try things out.
+type DevCmd struct {
+	Listen string `default:"127.0.0.1:7333" placeholder:"ADDR" help:"Where to listen; this machine only. Default: ${default}."`
+	Data   string `default:"./tidemark-data" placeholder:"DIR" type:"path" help:"Where the log lives. Default: ${default}."`
+	ServerFlags
+}
+
+// Help teaches.
+func (DevCmd) Help() string {
+	return `A server on this machine, without credentials, with a demo page at /. What you write stays in the data directory; remove it to start anew.
+
+    $ tidemark dev
+    $ curl -N -H 'Accept: text/event-stream' 'http://127.0.0.1:7333/v1/demo/feed?c=todos'
+    $ curl 'http://127.0.0.1:7333/v1/demo/rows/todos' -d '{"title":"milk","done":false}'`
+}
+
+// Run serves until ctx ends.
+func (d *DevCmd) Run(ctx context.Context, std stdio) error {
+	c := d.config(d.Listen, d.Data, std)
+	c.Pages = func(s *transport.Server) {
+		mountClient(s)
+		mountDemo(s)
+	}
+	c.Ready = func(url string, _ *hub.Hub) { banner(std.out, url, d.Data) }
+	return run(ctx, c)
+}
+
+// ServeCmd runs the server.
+type ServeCmd struct {
+	Listen string `default:"127.0.0.1:7333" placeholder:"ADDR" help:"Where to listen. As long as there are no credentials, only loopback is accepted. Default: ${default}."`
+	Data   string `required:"" placeholder:"DIR" type:"path" help:"Where the log lives."`
+	ServerFlags
+}
+
+// Help teaches.
+func (ServeCmd) Help() string {
+	return `The server for real: its log in a directory of its own, held by one process at a time. GET /healthz is 200 while it lives, GET /readyz once it serves. On SIGTERM it tells every client when to come back, answers what it has taken, and exits with 0 within 30 seconds.
+
+    $ tidemark serve --data /var/lib/tidemark
+    $ tidemark serve --data /var/lib/tidemark --tls-cert cert.pem --tls-key key.pem
+    $ TIDEMARK_MEMORY=4GiB tidemark serve --config /etc/tidemark.yaml`
+}
+
+// Run serves until ctx ends.
+func (s *ServeCmd) Run(ctx context.Context, std stdio) error {
+	c := s.config(s.Listen, s.Data, std)
+	c.Pages = mountClient
+	return run(ctx, c)
+}
