@@ -1,0 +1,200 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport"
+)
+
+// The benchmarks of the whole write path: hub on the real log. Rates are to be
+// compared within one run, where the disk is the same: BenchmarkFsync is the floor.
+
+// openHub opens a hub on a log in dir.
+func openHub(b *testing.B, dir string, opts hub.Options) (h *hub.Hub, stop func()) {
+	b.Helper()
+	log, err := broker.Open(b.Context(), broker.Options{Dir: dir})
+	if err != nil {
+		b.Fatal(err)
+	}
+	h, err = hub.Open(b.Context(), log, opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return h, func() {
+		if err := h.Drain(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		if err := log.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// value is a row of about 200 bytes.
+func value(n int) []byte {
+	return fmt.Appendf(nil, `{"n":%d,"text":%q}`, n, bytes.Repeat([]byte("x"), 180))
+}
+
+// BenchmarkFsync appends what one write weighs to a file, and syncs it.
+func BenchmarkFsync(b *testing.B) {
+	f, err := os.Create(filepath.Join(b.TempDir(), "file"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	row := value(1)
+	for b.Loop() {
+		if _, err := f.Write(row); err != nil {
+			b.Fatal(err)
+		}
+		if err := f.Sync(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkWrite is a durable write of one change, in process, by so many writers at once.
+func BenchmarkWrite(b *testing.B) {
+	for _, writers := range []int{1, 64, 256} {
+		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
+			h, stop := openHub(b, b.TempDir(), hub.Options{})
+			defer stop()
+			var n atomic.Int64
+			b.ResetTimer()
+			var all sync.WaitGroup
+			for range writers {
+				all.Go(func() {
+					for {
+						i := int(n.Add(1))
+						if i > b.N {
+							return
+						}
+						_, err := h.Write(b.Context(), hub.Everything, hub.Request{Tenant: "acme", Atomic: true, Writes: []hub.Write{
+							{Collection: "todos", Op: "put", Key: fmt.Sprint(i % 10_000), Value: value(i)}}})
+						if err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+		})
+	}
+}
+
+// BenchmarkPost is a durable write of one change over HTTP, by 64 connections at once;
+// empty is the same request to a handler that does nothing.
+func BenchmarkPost(b *testing.B) {
+	const connections = 64
+	run := func(b *testing.B, handler http.Handler) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		server := &http.Server{Handler: handler}
+		go server.Serve(transport.Listen(l))
+		defer server.Close()
+		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections}}
+		defer client.CloseIdleConnections()
+		url := "http://" + l.Addr().String() + "/v1/acme/changes"
+		var n atomic.Int64
+		b.ResetTimer()
+		var all sync.WaitGroup
+		for range connections {
+			all.Go(func() {
+				for {
+					i := int(n.Add(1))
+					if i > b.N {
+						return
+					}
+					body := fmt.Sprintf(`{"changes":[{"collection":"todos","op":"put","key":"%d","value":%s}]}`, i%10_000, value(i))
+					res, err := client.Post(url, "application/json", bytes.NewReader([]byte(body)))
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+					if res.StatusCode != http.StatusOK {
+						b.Error(res.Status)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+	}
+	b.Run("durable", func(b *testing.B) {
+		h, stop := openHub(b, b.TempDir(), hub.Options{})
+		defer stop()
+		s := transport.New(transport.Options{Authorizer: transport.Loopback{}})
+		s.Serve(h)
+		run(b, s)
+	})
+	b.Run("empty", func(b *testing.B) {
+		run(b, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			io.WriteString(w, "{}\n")
+		}))
+	})
+}
+
+// BenchmarkReadBack is a start: 1,000,000 changes of 100,000 rows, out of the log alone,
+// and out of a checkpoint with little log after it.
+func BenchmarkReadBack(b *testing.B) {
+	const changes, rows, width = 1_000_000, 100_000, 500
+	for name, logSize := range map[string]int64{"log": 8 << 30, "checkpoint": 64 << 20} {
+		b.Run(name, func(b *testing.B) {
+			dir := b.TempDir()
+			opts := hub.Options{Log: logSize, Memory: 4 << 30}
+			h, stop := openHub(b, dir, opts)
+			var all sync.WaitGroup
+			var n atomic.Int64
+			for range 8 {
+				all.Go(func() {
+					for {
+						from := int(n.Add(width)) - width
+						if from >= changes {
+							return
+						}
+						req := hub.Request{Tenant: "acme", Atomic: true}
+						for i := from; i < from+width; i++ {
+							req.Writes = append(req.Writes, hub.Write{Collection: "todos", Op: "put", Key: fmt.Sprint(i % rows), Value: value(i)})
+						}
+						if _, err := h.Write(b.Context(), hub.Everything, req); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+			stop()
+			for b.Loop() {
+				began := time.Now()
+				h, stop := openHub(b, dir, opts)
+				b.ReportMetric(time.Since(began).Seconds(), "s/start")
+				if got := h.Stats().Rows; got != rows {
+					b.Fatalf("%d rows", got)
+				}
+				stop()
+			}
+		})
+	}
+}
