@@ -339,7 +339,7 @@ func (m *importer) send(ctx context.Context, w writer) error {
 			continue
 		}
 		if !e.sent {
-			if (bytes > 0 && bytes+len(e.request) > maxInFlight) || false {
+			if (bytes > 0 && bytes+len(e.request) > maxInFlight) || slices.ContainsFunc(e.rows, func(row string) bool { return busy[row] }) {
 				return nil
 			}
 			if m.post && i > 0 {

@@ -173,11 +173,10 @@ func TestAccidentsDoNotChangeTheOutcome(t *testing.T) {
 func TestServerThatComesBackIsNotNoticed(t *testing.T) {
 	file, rows := story(rand.New(rand.NewPCG(4, 4)), 400, 50)
 	m := newModel(t)
-	var away bool
-	var since time.Time
+	left := 0 // how many times it is still away
 	m.accident = func(n int) accident {
 		if n == 150 {
-			away, since = true, time.Now()
+			left = 2
 			return lostAfter
 		}
 		return none
@@ -186,14 +185,15 @@ func TestServerThatComesBackIsNotNoticed(t *testing.T) {
 	m.refuse = func(w http.ResponseWriter, r *http.Request) bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if !away || time.Since(since) > 300*time.Millisecond {
+		if left == 0 {
 			return false
 		}
+		left--
 		refused++
 		panic(http.ErrAbortHandler)
 	}
 	code, errs := importing(t.Context(), m, file)
-	if code != 0 || refused == 0 || !strings.Contains(errs, "waiting for the server") {
+	if code != 0 || refused != 2 || !strings.Contains(errs, "waiting for the server") {
 		t.Errorf("exit code %d after %d refusals\n%s", code, refused, errs)
 	}
 	same(t, m, rows)
@@ -449,6 +449,9 @@ func TestRefusedLineIsTriedAgainFromTheState(t *testing.T) {
 	if code, errs := importing(t.Context(), m, bad, "--state", state); code != exitFailed || !strings.Contains(errs, "line 2 was refused: missing") {
 		t.Errorf("exit code %d\n%s", code, errs)
 	}
+	if code, errs := importing(t.Context(), m, bad, "--state", state); code != exitFailed || !strings.Contains(errs, "line 2 was refused: missing") {
+		t.Errorf("the second time: exit code %d\n%s", code, errs)
+	}
 	// The line behind the state may be mended.
 	if code, errs := importing(t.Context(), m, strings.Replace(bad, "modify", "put", 1), "--state", state); code != 0 || !strings.Contains(errs, "imported 1 lines") {
 		t.Errorf("exit code %d\n%s", code, errs)
@@ -473,28 +476,6 @@ func TestImportDoesNotWaitForEver(t *testing.T) {
 	code, errs = importing(t.Context(), m, `{"changes":[{"op":"put","key":"a","value":{}}]}`)
 	if code != exitFailed || !strings.Contains(errs, "401 unauthenticated: Unauthorized: log in") || strings.Contains(errs, "again in") {
 		t.Errorf("exit code %d\n%s", code, errs)
-	}
-}
-
-func TestTokenGoesWithEveryRequest(t *testing.T) {
-	m := newModel(t)
-	m.refuse = func(w http.ResponseWriter, r *http.Request) bool {
-		if got := r.Header.Get("Authorization"); got != "Bearer secret" {
-			t.Errorf("%s %s comes with %q", r.Method, r.URL.Path, got)
-		}
-		return false
-	}
-	t.Setenv("TIDEMARK_TOKEN", "secret")
-	line := `{"changes":[{"op":"put","key":"a","value":{}}]}`
-	for _, via := range []string{"post", "websocket"} {
-		if code, errs := importing(t.Context(), m, line, "--via", via); code != 0 || strings.Contains(errs, "secret") {
-			t.Errorf("exit code %d\n%s", code, errs)
-		}
-	}
-	for _, transport := range []string{"sse", "websocket", "poll"} {
-		if code, _, errs := command(t.Context(), "", "tail", "--url", m.srv.URL, "--once", "--transport", transport, "h"); code != 0 || strings.Contains(errs, "secret") {
-			t.Errorf("exit code %d\n%s", code, errs)
-		}
 	}
 }
 

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestCommandLineWinsOverEnvironmentOverFileOverDefault(t *testing.T) {
@@ -70,7 +72,9 @@ func TestMistakeInTheConfigFileIsNamedAndNotIgnored(t *testing.T) {
 		if strings.HasPrefix(text, "import") {
 			args = []string{"import", "--config", file}
 		}
-		code, out, errs := command(t.Context(), "", args...)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // a mistake that is not seen would follow for ever
+		code, out, errs := command(ctx, "", args...)
+		cancel()
 		if code != exitUsage || out != "" || !strings.Contains(errs, want) {
 			t.Errorf("%q: exit code %d: %s%s", text, code, out, errs)
 		}

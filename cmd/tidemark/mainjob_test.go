@@ -147,7 +147,6 @@ type follower struct {
 	cursors []follow.Collection
 	places  map[string]int
 	epoch   feed.Epoch
-	resets  bool // a reset lasts: rows may go back until live
 
 	lives, cuts, fresh, resumed int
 }

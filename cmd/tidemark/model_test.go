@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -459,5 +458,3 @@ func eventually(t *testing.T, what string, there func() bool) {
 		}
 	}
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

@@ -223,12 +223,18 @@ func TestKeptFileIsWholeOrTheOneBefore(t *testing.T) {
 	if err := keep(filepath.Join(dir, "nowhere", "f"), 1); err == nil {
 		t.Error("kept in a directory that is not there")
 	}
+	if err := os.Mkdir(filepath.Join(dir, "taken"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := keep(filepath.Join(dir, "taken"), 1); err == nil {
+		t.Error("kept in the place of a directory")
+	}
 	var f cursorFile
 	if there, err := kept(path, &f); !there || err != nil || f.Tenant != "a" {
 		t.Errorf("%v %v %+v", there, err, f)
 	}
-	if list, err := os.ReadDir(dir); err != nil || len(list) != 1 {
-		t.Errorf("beside the file there is %v", list)
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 2 {
+		t.Errorf("beside the file and the directory there is something: %v", list)
 	}
 	if there, err := kept(filepath.Join(dir, "g"), &f); there || err != nil {
 		t.Errorf("%v %v", there, err)

@@ -134,7 +134,7 @@ function state() {
 }
 client.onStatus(state)
 state()
-setInterval(() => { $('cursor').textContent = client.status.cursor ?? '–' }, 200)
+setInterval(() => { $('cursor').textContent = client.cursor('todos') ?? '–' }, 200)
 
 $('transports').onchange = event => {
   remember('tidemark-demo-transport', event.target.value)
