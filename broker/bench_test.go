@@ -60,22 +60,37 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
+// writeChanges makes a store of groups of so many changes of 200 bytes each.
+func writeChanges(b *testing.B, groups, records int) (dir string) {
+	b.Helper()
+	dir = b.TempDir()
+	l := open(b, dir)
+	c := &chain{epoch: l.Epoch()}
+	for range groups {
+		after := c.pos
+		if _, err := l.Append(b.Context(), after, c.next(records, 190)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	closeLog(b, l)
+	return dir
+}
+
+// BenchmarkOpen opens a log, which reads all of it once, and closes it.
+func BenchmarkOpen(b *testing.B) {
+	dir := writeChanges(b, *changes/64, 64)
+	for b.Loop() {
+		closeLog(b, open(b, dir))
+	}
+	b.ReportMetric(float64(*changes)*float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+}
+
 // BenchmarkRead reads groups of 64 changes of 200 bytes, decoded and not, and small
 // messages, from a log that was just opened.
 func BenchmarkRead(b *testing.B) {
 	for _, records := range []int{64, 1} {
-		dir := b.TempDir()
-		l := open(b, dir)
-		c := &chain{epoch: l.Epoch()}
 		groups := *changes / 64
-		for range groups {
-			after := c.pos
-			if _, err := l.Append(b.Context(), after, c.next(records, 190)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		closeLog(b, l)
-		l = open(b, dir)
+		l := open(b, writeChanges(b, groups, records))
 		for _, decode := range []bool{true, false} {
 			b.Run(fmt.Sprintf("%d,decode=%t", records, decode), func(b *testing.B) {
 				b.ReportAllocs()

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +71,18 @@ func stored(t testing.TB) (dir string, c *chain) {
 	grow(t, l, c, 5)
 	closeLog(t, l)
 	return dir, c
+}
+
+// forgetMark sets a store's high-water mark back to 0, as if it had never reached the disk.
+func forgetMark(t testing.TB, dir string) {
+	t.Helper()
+	l, err := broker.Open(context.Background(), broker.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := l.NewMark()
+	closeLog(t, l)
+	write(t, filepath.Join(dir, "high-water"), mark)
 }
 
 func TestStoreWithoutItsMarkerIsNotMadeAnew(t *testing.T) {
@@ -258,9 +271,17 @@ func TestLostGroupsAreDamage(t *testing.T) {
 			remove(t, filepath.Join(dir, logDir, "msgs/index.db"))
 		}},
 		"more than the checkpoint stands for": {"the newest checkpoint is at 5", func(dir string) {
+			forgetMark(t, dir)
+			l := open(t, dir)
+			c, err := restore(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeLog(t, l)
 			blk := filepath.Join(dir, logDir, "msgs/1.blk")
 			b := read(t, blk)
-			write(t, blk, b[:len(b)/3])
+			per := (len(b) - int(broker.GenesisRecord)) / int(c.pos) // roughly: groups are of nearly one size
+			write(t, blk, b[:len(b)-7*per])
 			remove(t, filepath.Join(dir, logDir, "msgs/index.db"))
 		}},
 	} {
@@ -411,6 +432,7 @@ func TestOneFlippedBitLosesNothingSilently(t *testing.T) {
 			t.Run(fmt.Sprintf("trimmed=%t,closed=%t", trimmed, clean), func(t *testing.T) {
 				dir := memoryDir(t)
 				l := open(t, dir)
+				mark := l.NewMark()
 				c := fill(t, l, 30)
 				if trimmed {
 					save(t, l, 10, []byte("an older one"))
@@ -424,13 +446,13 @@ func TestOneFlippedBitLosesNothingSilently(t *testing.T) {
 				if clean {
 					closeLog(t, l)
 				}
-				flipAll(t, copyStore(t, dir), c)
+				flipAll(t, copyStore(t, dir), c, mark)
 			})
 		}
 	}
 }
 
-func flipAll(t *testing.T, dir string, want *chain) {
+func flipAll(t *testing.T, dir string, want *chain, mark []byte) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var files []string
@@ -460,6 +482,9 @@ func flipAll(t *testing.T, dir string, want *chain) {
 				bit = 8*(size-1) + rng.IntN(8)
 			}
 			harmed := copyStore(t, dir)
+			if i%2 == 1 && file != "high-water" { // as if the mark had never reached the disk
+				write(t, filepath.Join(harmed, "high-water"), mark)
+			}
 			b := read(t, filepath.Join(harmed, file))
 			b[bit/8] ^= 1 << (bit % 8)
 			write(t, filepath.Join(harmed, file), b)
@@ -508,32 +533,114 @@ func survey(dir string, want *chain) (what string, err error) {
 	return "intact", nil
 }
 
-// JetStream counts the last group among its messages, and can't deliver it: a reader
-// that waited for it would wait for ever.
-func TestUnreadableLastGroupEndsTheRead(t *testing.T) {
-	dir, _ := stored(t)
-	blk := filepath.Join(dir, logDir, "msgs/1.blk")
-	b := read(t, blk)
-	b[len(b)-20] ^= 1 // in the group; the hash in the last 8 bytes is compared with the index
-	write(t, blk, b)
+// What is harmed while the log is open is noticed when it is read. JetStream goes on
+// counting such a message, and can't deliver it: a reader that waited for the last
+// one would wait for ever.
+func TestGroupHarmedWhileOpenEndsTheRead(t *testing.T) {
+	dir := memoryDir(t)
 	l := open(t, dir)
 	c := &chain{epoch: l.Epoch()}
-	began := time.Now()
-	err := l.Read(t.Context(), 0, c.follow)
-	var damage *feed.Damage
-	if !errors.As(err, &damage) || damage.At != 10 || c.pos != 9 {
-		t.Fatalf("read up to %d: %v", c.pos, err)
+	for range 18 { // three blocks
+		after := c.pos
+		if _, err := l.Append(t.Context(), after, c.next(1, 1_000_000)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	if err := l.Read(t.Context(), 9, c.follow); !errors.Is(err, feed.ErrDamaged) {
-		t.Fatalf("the last group alone: %v", err)
+	closeLog(t, l)
+	for _, last := range []bool{false, true} {
+		dir := copyStore(t, dir)
+		l := open(t, dir)
+		blk := filepath.Join(dir, logDir, "msgs/2.blk")
+		if last {
+			blk = filepath.Join(dir, logDir, "msgs/3.blk")
+		}
+		b := read(t, blk)
+		b[len(b)-1000] ^= 1 // in its last group
+		write(t, blk, b)
+		runtime.GC() // the server read the last block when it started, and holds it by a weak pointer
+		got := &chain{epoch: l.Epoch()}
+		began := time.Now()
+		err := l.Read(t.Context(), 0, got.follow)
+		var damage *feed.Damage
+		if !errors.As(err, &damage) || damage.At != got.pos+1 || last != (damage.At == c.pos) {
+			t.Fatalf("last %t, read up to %d: %v", last, got.pos, err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if err := l.Read(t.Context(), damage.At-1, got.follow); !errors.As(err, &damage) || damage.At != got.pos+1 {
+			t.Fatalf("that group alone: %v", err)
+		}
+		closeLog(t, l)
+		wantDamage(t, dir, fmt.Sprintf("at position %d", damage.At))
+		remove(t, dir)
 	}
 }
 
-// Several blocks, one of them harmed in its middle: JetStream drops the rest of that
-// block when it rebuilds its index, and skips one record when it need not.
+// A write that a crash cut short was never acknowledged: it goes, and nothing else
+// does. But a last group that is whole and harmed is not taken for one.
+func TestTornLastGroupIsCut(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	mark := l.NewMark()
+	c := fill(t, l, 9)
+	before := len(read(t, filepath.Join(dir, logDir, "msgs/1.blk")))
+	nine := *c
+	if _, err := l.Append(t.Context(), 9, c.next(1, 2000)); err != nil {
+		t.Fatal(err)
+	}
+	whole := read(t, filepath.Join(dir, logDir, "msgs/1.blk"))
+	running := copyStore(t, dir) // as after a crash: there is no index of what it holds
+	write(t, filepath.Join(running, "high-water"), mark)
+	opened := func(b []byte) (*chain, error) {
+		dir := copyStore(t, running)
+		defer remove(t, dir)
+		write(t, filepath.Join(dir, logDir, "msgs/1.blk"), b)
+		l, err := broker.Open(t.Context(), broker.Options{Dir: dir})
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		got, err := restore(l)
+		if err != nil {
+			return nil, err
+		}
+		next := *got
+		if _, err := l.Append(t.Context(), got.pos, next.next(1, 5)); err != nil {
+			return nil, err
+		}
+		return got, nil
+	}
+	for _, cut := range []int{1, 3, 4, 21, 22, 29, 30, 31, 100, 1000, len(whole) - before - 1} {
+		if got, err := opened(whole[:before+cut]); err != nil || *got != nine {
+			t.Errorf("cut after %d of %d bytes: %v", cut, len(whole)-before, err)
+		}
+	}
+	for from := before; from < len(whole); from = (from/512 + 1) * 512 {
+		b := bytes.Clone(whole)
+		clear(b[from:min(len(b), (from/512+1)*512)])
+		if got, err := opened(b); err != nil || *got != nine {
+			t.Errorf("without the sector of %d: %v", from, err)
+		}
+		clear(b[from:])
+		if got, err := opened(b); err != nil || *got != nine {
+			t.Errorf("without what follows %d: %v", from, err)
+		}
+	}
+	for at := before; at < len(whole); at += 1 + (at-before)/8 { // denser in its head
+		b := bytes.Clone(whole)
+		b[at] ^= 1 << (at % 8)
+		if _, err := opened(b); !errors.Is(err, feed.ErrDamaged) {
+			t.Errorf("harmed at %d of %d bytes: %v", at-before, len(whole)-before, err)
+		}
+	}
+	if got, err := opened(whole); err != nil || *got != *c {
+		t.Errorf("whole: %v", err)
+	}
+}
+
+// Several blocks, one of them harmed in its middle: JetStream would drop the rest of
+// that block if it rebuilt its index, and skip one record if it need not.
 func TestHarmedInnerBlockIsDamage(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, dir)

@@ -33,23 +33,32 @@
 //
 // # What is noticed, and what is not
 //
-// JetStream drops records that it can't read, cuts its last block at the first bad
-// one, and then uses the numbers again, without an error. So the
-// broker checks: that each number between the first and the last has its message, at
-// Open by count and in Read by number; that the log reaches up to the newest
-// checkpoint and up to the high-water mark, and back to the genesis message
-// or to the checkpoint; that the streams, the genesis message, the checkpoint
-// and the mark are of the marker's epoch, and the streams configured as Open would; that
-// parts and commit of a checkpoint match their checksums. What a group says inside
-// (its checksum, its chain) is checked by whoever decodes it.
+// JetStream by itself skips records that it can't read, or cuts its last file at the
+// first of them and uses their numbers again, without an error. So the broker checks.
 //
-// The high-water mark is written after each acknowledgement but synced only with a
-// checkpoint and by Close. It is exact after a clean stop and after the process was
-// killed. After a power cut or a crash of the system it may be as old as the kernel's write-back
-// (30 seconds on Linux by default) or the newest checkpoint, whichever is newer. If such a
-// crash comes together with damage to the end of the log's last block file, groups between that mark and
-// the damage can be cut off unnoticed. Neither alone loses anything silently. A
-// whole store that is replaced by an older copy of itself is not noticed either.
+// Before the server touches the files, each record in them: its hash, its lengths, its
+// number. A harmed record is damage, also the last one, unless it looks like a write
+// that a crash cut short. (This rests on the file format of nats-server 2.15, which
+// verify.go describes; the tests flip bits in every file to keep it so.) Then, that
+// the log reaches up to the newest checkpoint and to the high-water mark, and back to
+// the genesis message or to the checkpoint; that streams, genesis message, checkpoint
+// and mark are of the marker's epoch; that the streams are configured as Open makes
+// them. In Read, that no position is left out; in LoadCheckpoint, that the parts are
+// those that were committed. What a group says inside (its checksum, its chain) is for
+// whoever decodes it.
+//
+// The high-water mark is written after each acknowledgement, but synced only with a
+// checkpoint and by Close. It is exact after a clean stop, and after the process was
+// killed. After a power cut or a crash of the system it may be as old as the kernel's
+// write-back (30 seconds on Linux by default) or the newest checkpoint. Three things
+// are not noticed:
+//
+//   - Such a crash, and the disk or the file system lost groups at the end, newer than
+//     the mark, that it said were durable, and cut the file exactly between two
+//     records, or removed the newest files whole.
+//   - Such a crash, and the last record, newer than the mark, is harmed so that it looks
+//     cut short: a sector of it is zeros, or the file ends within it.
+//   - The whole directory is replaced by an older copy of itself.
 //
 // # Concurrency
 //

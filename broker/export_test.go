@@ -68,3 +68,11 @@ func (l *Log) LimitGroups(ctx context.Context, n int64) error {
 	var resp server.JSApiStreamUpdateResponse
 	return l.nats.call(ctx, "STREAM.UPDATE."+config.Name, config, &resp)
 }
+
+// NewMark is the high-water mark of the log as it was made.
+func (l *Log) NewMark() []byte {
+	b := make([]byte, slotGap+slotSize)
+	copy(b, l.high.slot(0))
+	copy(b[slotGap:], l.high.slot(0))
+	return b
+}

@@ -94,9 +94,9 @@ const genesisRecord = int64(34 + len(logSubject) +
 // opening alone. The log is the caller's to close.
 //
 // ErrInUse: another process has it. feed.ErrDamaged, as a *feed.Damage: something that
-// was stored is missing or harmed; nothing is served, and nothing is made anew. Note
-// that JetStream may by then have cut what it could not read out of its files: copy
-// the directory before trying to rescue more.
+// was stored is missing or harmed; nothing is served, and nothing is made anew. The
+// files are read whole before the server may touch them, so that what is harmed
+// stays as it was found.
 func Open(ctx context.Context, opts Options) (*Log, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -138,6 +138,16 @@ func (l *Log) open(ctx context.Context, opts Options) error {
 	if l.high, err = openHighWater(opts.Dir, l.epoch); err != nil {
 		return err
 	}
+	last, err := verifyStream(ctx, opts.Dir, logStream, logSubject)
+	if err != nil {
+		return err
+	}
+	if _, err := verifyStream(ctx, opts.Dir, checkpointStream, checkpointSubject); err != nil {
+		return err
+	}
+	if high := l.high.position(); last != 0 && position(last) < high {
+		return &feed.Damage{At: position(last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", high)}
+	}
 	// What a killed process wrote but had not synced is made durable before anybody can
 	// read it.
 	if err := syncTree(filepath.Join(opts.Dir, natsName)); err != nil {
@@ -146,7 +156,7 @@ func (l *Log) open(ctx context.Context, opts Options) error {
 	if l.nats, err = startServer(opts.Dir, opts); err != nil {
 		return err
 	}
-	return l.check(ctx)
+	return l.check(ctx, last)
 }
 
 // create makes a new log; the marker, written last, makes it one.
@@ -177,11 +187,12 @@ func (l *Log) create(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	l.logger.Info("made a new log", "dir", opts.Dir, "epoch", l.epoch)
-	return l.check(ctx)
+	return l.check(ctx, 1)
 }
 
-// check compares what the server has restored with what must be there.
-func (l *Log) check(ctx context.Context) error {
+// check compares what the server has restored with what must be there; ends is the
+// sequence of the last message that its files hold.
+func (l *Log) check(ctx context.Context, ends uint64) error {
 	for _, want := range streamConfigs(l.epoch) {
 		if err := l.nats.checkStream(ctx, want); err != nil {
 			return err
@@ -213,8 +224,8 @@ func (l *Log) check(ctx context.Context) error {
 	case found && last < c.at:
 		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the log ends before it, and the newest checkpoint is at %d", c.at)}
 	}
-	if high := l.high.position(); last < high {
-		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", high)}
+	if state.LastSeq != ends {
+		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the server ends the log before it, and its files hold groups up to %d", position(ends))}
 	}
 	l.floor = first
 	l.logger.Info("opened the log", "epoch", l.epoch, "first", first, "last", last, "checkpoint", c.at, "bytes", state.Bytes)

@@ -26,8 +26,8 @@ import { createWriter } from './writer.js'
  * @property {string} url where the server is: `http://127.0.0.1:7333`, `/` for where the page came from
  * @property {string} tenant
  * @property {Transport} [transport] `websocket` by default
- * @property {number} [heartbeat] seconds, 3 to 30: how often a quiet feed says that it is there; the server's default
- *   is 15. After 2.5 of them in silence the client connects anew
+ * @property {number} [heartbeat] seconds, 3 to 30, 15 by default: how often a quiet feed says that it is there. After
+ *   2.5 of them in silence the client connects anew
  * @property {string} [client] who writes, as others see it in `by`; random by default
  * @property {typeof globalThis.fetch} [fetch] instead of the platform's
  * @property {new (url: string) => import('./websocket.js').Socket} [WebSocket] instead of the platform's; Node 20 has
@@ -42,10 +42,11 @@ import { createWriter } from './writer.js'
  * @property {Phase} state `offline`: it will come back by itself, or nothing is followed (`reason` is `idle`);
  *   `closed`: it will not, unless setTransport, start or subscribe is called, or never after close
  * @property {Transport} transport
- * @property {string | undefined} cursor how far all followed collections have come
+ * @property {string | undefined} cursor how far the feed has come, as its last `live` said
  * @property {number} since ms since 1970
- * @property {string} reason why it is offline or closed: an error's code, an `end` frame's reason, or `idle`,
- *   `network`, `silent`, `ended`, `cut off`, `nothing new`, `closed`. Empty when live
+ * @property {string} reason why it is offline or closed, else empty: an error's code (`unavailable` when there is no
+ *   answer), an `end` frame's reason, or `idle`, `silent` (no frame for too long), `ended`, `cut off`, `nothing new` (a
+ *   poll was answered at once without need), `no websocket` (the server answers, but not with one), `closed`
  */
 
 /**
@@ -77,12 +78,12 @@ const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
  * @returns {Client}
  */
 export function createClient(options) {
-  const { url, tenant, transport = 'websocket', heartbeat = 15, signal, clock = systemClock } = options
-  const { fetch = globalThis.fetch, WebSocket = globalThis.WebSocket } = options
-  const base = new URL(url.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
   // 128 random bits: an id that came twice would be taken for the write that it once was. No crypto.randomUUID, which
   // pages over plain http do not have.
   const token = crypto.getRandomValues(new Uint32Array(4)).join('')
+  const { url, tenant, transport = 'websocket', heartbeat = 15, client = token, signal } = options
+  const { fetch = globalThis.fetch, WebSocket = globalThis.WebSocket, clock = systemClock } = options
+  const base = new URL(url.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
 
   /** @type {Map<string, import('./collection.js').Member>} */
   const members = new Map()
@@ -98,7 +99,7 @@ export function createClient(options) {
   let connection
   /** Which opening it is of. One that was dropped may still speak; it is not heard. */
   let current = 0
-  /** Its last frame of some weight: `live`, `next`, `reset` or `done`. */
+  /** The frame that it has come to, `live` or `next`. */
   let last = ''
   /** @type {string | undefined} */
   let cursor
@@ -106,11 +107,11 @@ export function createClient(options) {
   const replies = new Map()
   let requests = 0
 
-  let state = initial(transport, heartbeat * 1000, clock.now())
+  let state = initial(transport, heartbeat, clock.now())
   /** @type {Status} */
   let status
   let told = ''
-  /** @type {(() => void) | undefined} */
+  /** @type {(() => void) | false | undefined} */
   let timer
   let scheduled = false
   /** @type {Promise<void> | undefined} */
@@ -124,8 +125,8 @@ export function createClient(options) {
     const { state: next, effects } = step(state, event, clock.now(), clock.random())
     state = next
     for (const effect of effects) effect === 'open' ? open() : drop()
-    timer?.()
-    timer = state.due < Infinity ? clock.after(state.due - clock.now(), () => act({ type: 'wake' })) : undefined
+    if (timer) timer()
+    timer = state.due < Infinity && clock.after(state.due - clock.now(), () => act({ type: 'wake' }))
     subscribe()
     settle()
   }
@@ -134,7 +135,7 @@ export function createClient(options) {
   function settle() {
     for (const tell of [...followed.values()].map((member) => member.take())) tell?.()
     const { phase, transport, since, reason } = state
-    const now = [phase, transport, reason].join()
+    const now = phase + transport + reason
     if (now === told) return
     told = now
     status = {
@@ -201,7 +202,7 @@ export function createClient(options) {
       })
       connection = openSocket(WebSocket, url({ transport }), heard(receive), heard(report), lost)
     } catch (error) {
-      failed(new TidemarkError('bad-request', `pass a WebSocket as an option: ${error}`))
+      failed(new TidemarkError('bad-request', `give a WebSocket: ${error}`))
     }
   }
 
@@ -209,8 +210,7 @@ export function createClient(options) {
     current++
     connection?.close()
     connection = undefined
-    feed.begin([])
-    for (const reply of replies.values()) reply({ type: 'error' })
+    for (const reply of replies.values()) reply({ type: '' })
     replies.clear()
   }
 
@@ -218,8 +218,8 @@ export function createClient(options) {
   function failed(cause) {
     const error = known(cause)
     const { code, retry } = error
-    if (retry === null || code === 'bad-frame') report(error)
     act({ type: 'over', reason: code, retry })
+    if (retry === null || code === 'bad-frame') report(error)
   }
 
   /** @param {string[]} lines that came together */
@@ -227,6 +227,7 @@ export function createClient(options) {
     const mine = current
     const texts = lines.filter((line) => line.trim())
     let heartbeat = 0
+    let live = false
     let news = 0
     /** @type {unknown} */
     let error
@@ -236,15 +237,18 @@ export function createClient(options) {
         const frame = JSON.parse(text)
         const { type, id = '0' } = frame
         if (feed.take(frame)) news++
-        if (type === 'open') heartbeat = 1000 * (frame.heartbeat ?? 0)
-        if (type === 'reset') news = -Infinity
-        if (/^(live|next|reset|done)$/.test(type)) {
+        if (type === 'open') heartbeat = frame.heartbeat ?? 0
+        if (type === 'next') last = type
+        if (type === 'live') {
           last = type
-          cursor = frame.cursor ?? cursor
+          cursor = frame.cursor
+          live = complete()
         }
-        if (type === 'end') {
-          throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', frame)
+        if (type === 'reset') {
+          news = -Infinity
+          live = false
         }
+        if (type === 'end') throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', frame)
         const reply = replies.get(id)
         replies.delete(id)
         if (reply) reply(frame)
@@ -258,7 +262,6 @@ export function createClient(options) {
     } catch (cause) {
       error = known(cause, 'bad-frame')
     }
-    const live = last === 'live' && complete()
     // Whoever was told something may have changed the transport meanwhile.
     if (mine === current && texts.length) act({ type: 'heard', heartbeat, live, news })
     if (mine === current && error) failed(error)
@@ -290,7 +293,7 @@ export function createClient(options) {
 
   /** Whether the connection carries all that is followed. While a `subscribe` is under way, live is not said of it. */
   function complete() {
-    return !minus(followed, feed.asked).length && ![...feed.asked.values()].join('')
+    return [...followed.keys()].every((name) => feed.asked.get(name) === '')
   }
 
   /** Brings what an open WebSocket carries in line with what is followed. */
@@ -314,10 +317,8 @@ export function createClient(options) {
   const writer = createWriter(clock, (body, first, signal) =>
     // A second try goes by POST: a connection that died of the first would die of it again.
     first && connection?.send && state.phase === 'live'
-      ? new Promise((resolve, reject) => {
-          replies.set(send('write', body), (frame) =>
-            frame.type === 'written' ? resolve(frame) : reject(problem(frame)),
-          )
+      ? new Promise((resolve) => {
+          replies.set(send('write', body), resolve)
         })
       : request(fetch, `${base}changes`, {
           method: 'POST',
@@ -330,18 +331,18 @@ export function createClient(options) {
   /** @type {Client['write']} */
   async function write(writes, { atomic = true } = {}) {
     const changes = writes.map((change) => ({ id: `${token}-${++requests}`, ...change }))
-    const answer = await writer.send(JSON.stringify({ client: options.client ?? token, atomic, changes }))
+    const answer = await writer.send(JSON.stringify({ client, atomic, changes }))
     if (atomic && refusal(answer)) throw problem(answer, 409)
     feed.wrote(answer.cursor, changes, answer.results)
     settle()
     return answer.results
   }
 
-  function close() {
+  async function close() {
     signal?.removeEventListener('abort', close)
     writer.close()
     act({ type: 'close' })
-    return Promise.resolve(reading)
+    await reading
   }
 
   settle()

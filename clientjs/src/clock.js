@@ -10,10 +10,10 @@
 export const systemClock = {
   // Not Date.now: a wall clock that is set back would put off every deadline by as much.
   now: () => performance.timeOrigin + performance.now(),
-  random: () => Math.random(),
+  random: Math.random,
   after(ms, fn) {
-    // Beyond 2^31 - 1 ms setTimeout fires at once. Whoever is woken early looks at the clock and waits again.
-    const timer = setTimeout(fn, Math.min(ms, 2 ** 31 - 1))
+    // Beyond 2^31 ms setTimeout fires at once. Whoever is woken early looks at the clock and waits again.
+    const timer = setTimeout(fn, Math.min(ms, 2e9))
     return () => clearTimeout(timer)
   },
 }

@@ -27,12 +27,6 @@ export class TidemarkError extends Error {
   }
 }
 
-/**
- * Only the connection suffers from it: the next one starts anew.
- * @param {string} detail
- */
-export const badFrame = (detail) => new TidemarkError('bad-frame', detail, { retry: 0 })
-
 /** Whether a change took effect, by its status in an answer. */
 export const DONE = /^(ok|duplicate)$/
 
@@ -53,7 +47,8 @@ export const refusal = (body) =>
 export function problem(body, status = body.status ?? 0, retry = 0) {
   const culprit = refusal(body)
   const { seq, value } = culprit ?? body
-  const transient = /^(0|408|425|429|5..)$/.test(`${status}`)
+  // Of the 4xx only these may go away by themselves; all else is somebody's bad day.
+  const transient = !/^4(?!08|25|29)/.test(`${status}`)
   return new TidemarkError(
     culprit?.status ?? body.code ?? (transient ? 'unavailable' : 'refused'),
     body.detail ?? culprit?.status ?? `HTTP ${status}: check the url`,
@@ -68,3 +63,9 @@ export function problem(body, status = body.status ?? 0, retry = 0) {
  */
 export const known = (cause, code = 'unavailable') =>
   cause instanceof TidemarkError ? cause : new TidemarkError(code, `${cause}`, { retry: 0 })
+
+/**
+ * Only the connection suffers from it: the next one starts anew.
+ * @param {string} detail
+ */
+export const badFrame = (detail) => known(detail, 'bad-frame')

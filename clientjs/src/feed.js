@@ -78,7 +78,7 @@ export function createFeed(find) {
       } else if (type === 'reset') {
         for (const name of frame.collections ?? []) rows(name)?.reset(epoch)
       } else if (type === 'open' || type === 'done') {
-        if (type === 'open') epoch = frame.epoch ?? ''
+        epoch = frame.epoch ?? epoch
         // open covers what was asked for from the start, done what its subscribe asked for.
         for (const [name, id] of asked) {
           if (id === (frame.id ?? '')) {
@@ -102,13 +102,10 @@ export function createFeed(find) {
      */
     wrote(cursor, writes, results) {
       const [of] = split(cursor)
-      writes.forEach(({ collection, op }, i) => {
-        const { status, key, seq, value } = results[i] ?? {}
-        const removed = op === 'remove'
-        // A remove of a row that was gone already may have no sequence; then there is nothing to show.
-        if (DONE.test(status) && seq > 0 && (removed || value)) {
-          find(collection)?.wrote(of, key, seq, removed ? undefined : value)
-        }
+      results.forEach(({ status, key, seq, value }, i) => {
+        const { collection, op } = writes[i]
+        // A remove leaves no value. Of a row that was gone already it may have no sequence: nothing to show.
+        if (DONE.test(status) && seq > 0 && (value || op === 'remove')) find(collection)?.wrote(of, key, seq, value)
       })
     },
   }

@@ -18,7 +18,7 @@
  * @property {Phase} phase
  * @property {Transport} transport
  * @property {boolean} [wanted] whether anything is followed
- * @property {number} heartbeat ms
+ * @property {number} heartbeat s
  * @property {number} [wait] s: how long the poll under way may be held
  * @property {number} [asked] when the connection, or the poll, was opened
  * @property {number} due when a wake is due: Infinity for never
@@ -38,7 +38,7 @@
  * - `transport`: another one, please.
  * - `heard`: frames came together. `heartbeat`: as `open` said; `live`: there was one, and no reset after it; `news`: how
  *   much they brought, -Infinity with a reset.
- * - `answered`: the answer is over. `last`: the frame that it came to, `live` or `next`; neither if it was cut off.
+ * - `answered`: the stream came to its end. `last`: a poll's should be `live` or `next`, else it was cut off.
  * - `over`: the connection is. `retry`: how long the server asks to be left alone; null: it said not to come back.
  * - `wake`: time has passed.
  *
@@ -49,7 +49,7 @@
  *   | {type: 'over', reason: string, retry: number | null}
  *   | {type: 'wake'}
  *   | {type: 'close'}
- * } Event all times in ms; heartbeat is 0 where it was not said
+ * } Event times in ms; but heartbeat in s, 0 where it was not said
  */
 
 /**
@@ -67,7 +67,7 @@ const QUICK = 1000
 
 /**
  * @param {Transport} transport
- * @param {number} heartbeat ms: what the client asks for, until the server says what it is
+ * @param {number} heartbeat s: what the client asks for, until the server says what it is
  * @param {number} now
  * @returns {State}
  */
@@ -100,14 +100,13 @@ export function step(state, event, now, random) {
   /** @type {Effect[]} */
   const effects = []
   const { phase, transport, wait = 0, asked = 0, news = 0 } = state
-  const steady = phase === 'live' && now - state.since >= STEADY
-  if (steady || news > 0) next.attempt = 0
+  if (news > 0 || (phase === 'live' && now - state.since >= STEADY)) next.attempt = 0
 
   /**
    * @param {Phase} phase
    * @param {string} [reason]
    */
-  const to = (phase, reason = state.reason) => {
+  const to = (phase, reason = '') => {
     if (phase !== state.phase) next.since = now
     next.phase = phase
     next.reason = reason
@@ -118,7 +117,7 @@ export function step(state, event, now, random) {
    * @param {number} least s
    */
   const watch = (least) => {
-    next.due = now + Math.max(2.5 * next.heartbeat, 1000 * least)
+    next.due = now + 1000 * Math.max(2.5 * next.heartbeat, least)
   }
 
   /**
@@ -187,7 +186,7 @@ export function step(state, event, now, random) {
   } else if (type === 'heard') {
     next.heartbeat = event.heartbeat || state.heartbeat
     next.news = news + event.news
-    if (event.live) to('live', '')
+    if (event.live) to('live')
     else if (event.news < 0 || phase === 'connecting') to('catching-up')
     watch(transport === 'poll' ? wait + 10 : 0)
   } else if (type === 'over') {

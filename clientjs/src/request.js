@@ -10,6 +10,6 @@ import { problem } from './errors.js'
 export async function request(fetch, url, init) {
   const response = await fetch(url, { cache: 'no-store', ...init })
   if (response.ok) return response
-  const retry = Number(response.headers.get('retry-after')) * 1000 || 0
-  throw problem((await response.json().catch(() => {})) ?? {}, response.status, retry)
+  const retry = 1000 * /** @type {any} */ (response.headers.get('retry-after')) || 0
+  throw problem(await response.json().catch(() => ({})), response.status, retry)
 }

@@ -12,16 +12,27 @@
  * @typedef {{changes: Change<T>[], reset: boolean}} Batch
  */
 
-/** @typedef {{epoch: string, values: Map<string, any>, seqs: Map<string, number>}} Table seqs: of the keys in values */
+/**
+ * Rows as one log has them. cursor: the sequence up to which they have been read, 0 for nothing; seqs: of the keys in
+ * values.
+ * @typedef {{epoch: string, cursor: number, values: Map<string, any>, seqs: Map<string, number>}} Table
+ */
 
 /** @returns {Table} */
-const table = (epoch = '') => ({ epoch, values: new Map(), seqs: new Map() })
+const table = (epoch = '') => ({ epoch, cursor: 0, values: new Map(), seqs: new Map() })
 
 /**
  * @param {Table} table
  * @param {string} key
  */
 const seqOf = (table, key) => table.seqs.get(key) ?? 0
+
+/**
+ * Up to which sequence a table knows all there is to know of a key.
+ * @param {Table} table
+ * @param {string} key
+ */
+const known = (table, key) => Math.max(table.cursor, seqOf(table, key))
 
 /**
  * The rows of one collection, as a fold of what the feed brings and of one's own writes.
@@ -37,8 +48,6 @@ export function createRows() {
   let staged
   /** What the next change goes to: staged, else shown. */
   let to = shown
-  /** The cursor's sequence, in the epoch of to. 0: from the beginning. */
-  let cursor = 0
   let version = 0
   let anew = false
   /** @type {Change[]} */
@@ -83,7 +92,6 @@ export function createRows() {
   const reset = (epoch) => {
     // Sequences of two epochs do not compare.
     if (epoch !== to.epoch) own.clear()
-    cursor = 0
     to = staged = table(epoch)
     for (const [key, { seq, value }] of own) store(to, key, seq, value)
   }
@@ -97,7 +105,7 @@ export function createRows() {
       return version
     },
     get cursor() {
-      return cursor ? `${to.epoch}-${cursor}` : undefined
+      return to.cursor ? `${to.epoch}-${to.cursor}` : undefined
     },
     /** @param {string} key */
     seq: (key) => shown.seqs.get(key),
@@ -123,7 +131,7 @@ export function createRows() {
     put(key, seq, value) {
       const written = ownSeq(key)
       if (written && seq >= written) own.delete(key)
-      if (seq > cursor && seq > written && seq > seqOf(to, key)) store(to, key, seq, value)
+      if (seq > written && seq > known(to, key)) store(to, key, seq, value)
     },
 
     /**
@@ -136,15 +144,17 @@ export function createRows() {
     wrote(epoch, key, seq, value) {
       // Of another log than the feed is in: the feed will come to it, or has left it. Either way it tells the truth.
       if (epoch !== to.epoch || seq <= ownSeq(key)) return
-      if (seq > cursor && seq > seqOf(to, key)) {
+      if (seq > known(to, key)) {
         own.set(key, { seq, value })
         if (staged) store(staged, key, seq, value)
       } else if (!staged) return
       // Shown at once, also beside a staged table, which may know better by now.
-      const held = seqOf(to, key)
-      const newest = held > seq ? to.values.get(key) : value
-      if (epoch === shown.epoch ? Math.max(held, seq) > seqOf(shown, key) : !same(newest, shown.values.get(key))) {
-        store(shown, key, Math.max(held, seq), newest)
+      if (seqOf(to, key) > seq) {
+        seq = seqOf(to, key)
+        value = to.values.get(key)
+      }
+      if (epoch === shown.epoch ? seq > known(shown, key) : !same(value, shown.values.get(key))) {
+        store(shown, key, seq, value)
       }
     },
 
@@ -153,8 +163,8 @@ export function createRows() {
      * @param {number} seq
      */
     next(seq) {
-      const moved = seq > cursor
-      if (moved) cursor = seq
+      const moved = seq > to.cursor
+      if (moved) to.cursor = seq
       return moved
     },
 
@@ -170,13 +180,13 @@ export function createRows() {
           if (seqOf(to, key) === write.seq) store(to, key, seq)
         }
       }
-      cursor = Math.max(cursor, seq)
+      this.next(seq)
       if (!staged) return
       const before = shown.values
       shown = staged
       staged = undefined
       anew = true
-      for (const key of minus(before, shown.values)) report('remove', key, cursor)
+      for (const key of minus(before, shown.values)) report('remove', key, to.cursor)
       for (const [key, value] of shown.values) {
         const old = before.get(key)
         // An equal row keeps its object, so that whoever compares by identity sees no change either.

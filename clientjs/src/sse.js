@@ -5,14 +5,10 @@ import { createLines, LIMIT } from './lines.js'
 
 /**
  * A parser of text/event-stream. It knows text, not networks: feed it what comes, in pieces of any size. reset forgets
- * everything, as for a new connection. Throws a `bad-frame` error when one event grows beyond `limit` characters.
- * @param {{
- *   onEvent: (event: ServerSentEvent) => void,
- *   onRetry?: (ms: number) => void,
- *   limit?: number,
- * }} options limit: 16 Mi by default
+ * everything, as for a new connection. Throws a `bad-frame` error for an event that does not end (LIMIT).
+ * @param {{onEvent: (event: ServerSentEvent) => void, onRetry?: (ms: number) => void}} options
  */
-export function createParser({ onEvent, onRetry, limit = LIMIT }) {
+export function createParser({ onEvent, onRetry }) {
   let first = true
   let event = ''
   let data = ''
@@ -29,12 +25,12 @@ export function createParser({ onEvent, onRetry, limit = LIMIT }) {
       event = data = ''
     } else if (field === 'data') {
       data += `\n${value}`
-      if (data.length > limit) throw badFrame('too long')
+      if (data.length > LIMIT) throw badFrame('too long')
     } else if (field === 'event') event = value
     else if (field === 'id' && !value.includes('\0')) id = value
     else if (field === 'retry' && /^\d+$/.test(value)) onRetry?.(+value)
   }
-  const lines = createLines(onLine, limit)
+  const lines = createLines(onLine)
 
   return {
     feed: lines.feed,

@@ -26,8 +26,9 @@ export function openStream(fetch, url, sse, onLines) {
     })
     /** @type {string[]} */
     let lines = []
-    const onLine = (/** @type {string} */ line) => lines.push(line)
-    const parser = sse ? createParser({ onEvent: ({ data }) => onLine(data) }) : createLines(onLine)
+    const parser = sse
+      ? createParser({ onEvent: ({ data }) => lines.push(data) })
+      : createLines((line) => lines.push(line))
     const decoder = new TextDecoder()
     const reader = body?.getReader()
     for (;;) {

@@ -1,4 +1,4 @@
-import { known, TidemarkError } from './errors.js'
+import { known, problem, TidemarkError } from './errors.js'
 import { backoff } from './machine.js'
 
 /**
@@ -42,16 +42,20 @@ export function createWriter(clock, transmit) {
    */
   const within = (ms, run) => {
     const abort = new AbortController()
-    const { signal } = abort
+    /** @type {(error: Error) => void} */
+    let stop
+    /** @type {() => void} */
+    let undo
     return new Promise((resolve, reject) => {
-      const undo = clock.after(ms, () => (run ? reject('no answer') : resolve(0)))
-      stops.add(reject)
-      signal.onabort = () => {
-        stops.delete(reject)
-        undo()
-      }
-      run?.(signal).then(resolve, reject)
-    }).finally(() => abort.abort())
+      stop = reject
+      stops.add(stop)
+      undo = clock.after(ms, () => (run ? reject('no answer') : resolve(0)))
+      run?.(abort.signal).then(resolve, reject)
+    }).finally(() => {
+      stops.delete(stop)
+      undo()
+      abort.abort()
+    })
   }
 
   return {
@@ -65,8 +69,8 @@ export function createWriter(clock, transmit) {
         if (closed) throw over()
         try {
           const answer = await within(TRY, (signal) => transmit(body, !attempt, signal))
-          if (!Array.isArray(answer.results)) throw 'no answer'
-          return answer
+          if (Array.isArray(answer.results)) return answer
+          throw problem(answer)
         } catch (cause) {
           const error = known(cause)
           const delay = (error.retry ?? Infinity) + backoff(attempt, clock.random())

@@ -87,7 +87,7 @@ test('the status tells the way to live, on a stream', async () => {
   await wire.feed.send(change(1, 'a', { n: 1 }))
   clock.time += 1000
   await wire.feed.send(live(4))
-  assert.deepEqual(states, ['connecting: idle', 'catching-up: idle', 'live'])
+  assert.deepEqual(states, ['connecting', 'catching-up', 'live'])
   assert.deepEqual(
     { ...client.status },
     { state: 'live', transport: 'sse', cursor: 'aaaa-4', since: clock.time, reason: '' },
@@ -157,7 +157,7 @@ test('a poll asks again at once after next, waits only when live, and stays live
   }
   assert.equal(wire.feeds.length, 6)
   assert.equal(client.cursor('todos'), 'aaaa-5')
-  assert.deepEqual(states, ['connecting: idle', 'catching-up: idle', 'live'])
+  assert.deepEqual(states, ['connecting', 'catching-up', 'live'])
 })
 
 test('a poll that is cut off keeps its whole lines, and goes on from there', async () => {
@@ -173,6 +173,17 @@ test('a poll that is cut off keeps its whole lines, and goes on from there', asy
   await wire.feed.end()
   assert.equal(wire.feeds.length, 2, 'an answer without live or next is a cut-off one')
   assert.deepEqual([...todos.rows.keys()], ['a', 'b'])
+})
+
+test('frames that nobody knows yet may follow the last one of a poll', async () => {
+  const { wire, client, follow } = setup('poll')
+  await follow()
+  await wire.feed.send(open, live(1), { type: 'sparkle' })
+  await wire.feed.end()
+  assert.deepEqual([client.status.state, wire.feeds.length], ['live', 2])
+  await wire.feed.write('\n')
+  await wire.feed.end()
+  assert.equal(client.status.reason, 'cut off', 'what the answer before came to does not count for this one')
 })
 
 test('a poll that is answered at once with nothing new is not asked again at once', async () => {
@@ -409,7 +420,7 @@ test('without a WebSocket in this place the error says what to do', async () => 
   if (WebSocket) return
   await follow()
   assert.equal(client.status.state, 'closed')
-  assert.match(errors[0].message, /pass a WebSocket as an option/)
+  assert.match(errors[0].message, /give a WebSocket/)
   client.setTransport('poll')
   await turns()
   assert.equal(client.status.state, 'connecting')
@@ -613,6 +624,31 @@ test('what a subscriber does in the middle of things is done: leave, follow, cha
   await wire.feed.send(open, change(2, 'b', { n: 2 }), live(2))
   assert.deepEqual(told, ['insert a', 'insert b'])
   assert.equal(client.status.state, 'closed')
+})
+
+test('a reset that follows live is not live', async () => {
+  const { wire, client, follow } = setup('sse')
+  await follow()
+  await wire.feed.send(open, live(1), { type: 'reset', collections: ['todos'], reason: 'expired' })
+  assert.equal(client.status.state, 'catching-up')
+})
+
+test('what was wrong with a connection does not cost the one that came after it', async () => {
+  const { wire, client, follow } = setup('websocket')
+  await follow()
+  client.onError(() => client.setTransport('sse'))
+  const frames = [open, live(1), { type: 'error', status: 400, code: 'bad-request', detail: 'what was that' }]
+  await wire.socket.message(`${frames.map((frame) => JSON.stringify(frame)).join('\n')}\nnonsense`)
+  assert.deepEqual([client.status.state, wire.feeds.length, wire.feed.aborted], ['connecting', 1, false])
+})
+
+test('who has left is not told, not even of what is just being told', async () => {
+  const { wire, todos, told } = setup('sse')
+  todos.subscribe(() => undo())
+  const undo = todos.subscribe(() => told.push('late'))
+  await turns()
+  await wire.feed.send(open, change(1, 'a', { n: 1 }))
+  assert.deepEqual(told, [])
 })
 
 test('a stale undo does not end what somebody else follows', async () => {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 )
 
 // Op is what a change does to its row.
@@ -43,37 +44,51 @@ type Fields struct {
 	Value      string // one line of JSON, an object; empty on Remove and Noop
 	At         int64  // milliseconds since 1970, UTC
 	Client, ID string // who wrote it, where the writer said so
-	// Tail is how many changes of the same transaction follow it in the log.
+	// Tail is how many changes of the same transaction follow it in the log, below
+	// MaxChanges.
 	Tail uint16
 }
 
 // Change is one change, immutable, with its frame encoded once for all who will
 // ever be sent it. Everything else is read out of the frame: a row costs its key,
-// its value, the frame's fixed text and 40 bytes.
+// its value, the frame's fixed text and 32 bytes.
 type Change struct {
-	seq     Seq
-	frame   string // {"type":"change","seq":…,"collection":…,"op":…,"key":…[,"by":…],"at":…[,"value":…]}
-	valueAt uint32 // where the value begins in frame, 0 without one; it ends before the last byte
-	keyAt   uint16 // the key's text between its quotes
-	keyLen  uint16
-	byLen   uint16 // the length of [,"by":{…}], which follows the key's quote
-	tail    uint16
-	op      Op
-	escaped bool // the key's text in the frame is not the key
-	hasID   bool
+	seq    Seq
+	frame  string // {"type":"change","seq":…,"collection":…,"op":…,"key":…[,"by":…],"at":…[,"value":…]}
+	keyAt  uint16 // the key's text between its quotes
+	keyLen uint16
+	byLen  uint16 // the length of [,"by":{…}], which follows the key's quote
+	bits   uint16 // tail, op and the flags below: with a field each, a row would cost 16 bytes more
 }
 
 const (
-	atLayout = "2006-01-02T15:04:05.000Z"
-	atLen    = len(`,"at":""`) + len(atLayout)
+	tailBits  = 1<<9 - 1 // of bits: the tail, which is below MaxChanges
+	opShift   = 9        // two bits: the operation, less one
+	escapedAt = 1 << 11  // the key's text in the frame is not the key
+	hasIDAt   = 1 << 12
 )
 
-// NewChange encodes a change. The fields must be valid: names checked, the value
-// one line of compact JSON.
+const (
+	atLayout = "2006-01-02T15:04:05.000Z"
+	atText   = `,"at":"`
+	toValue  = len(atText+atLayout+`"`) + len(`,"value":`)
+)
+
+// NewChange encodes a change. The fields must be valid: names checked, the time
+// within the years 0 to 9999, the value one line of compact JSON where the operation
+// has one.
 func NewChange(f Fields) *Change {
-	c := &Change{seq: f.Seq, tail: f.Tail, op: f.Op, hasID: f.ID != ""}
-	// One allocation of the right size: the fixed text, quotes and digits are below 150 bytes.
-	b := make([]byte, 0, 150+len(f.Collection)+len(f.Key)+len(f.Client)+len(f.ID)+len(f.Value))
+	c := &Change{seq: f.Seq, bits: f.Tail&tailBits | uint16(f.Op-Insert)<<opShift}
+	if f.ID != "" {
+		c.bits |= hasIDAt
+	}
+	// Most frames fit on the stack, so that the only memory asked for is of the right size.
+	var small [512]byte
+	b := small[:0]
+	// The fixed text, quotes and digits are below 180 bytes.
+	if most := 180 + len(f.Collection) + len(f.Key) + len(f.Client) + len(f.ID) + len(f.Value); most > len(small) {
+		b = make([]byte, 0, most)
+	}
 	b = append(b, `{"type":"change","seq":`...)
 	b = strconv.AppendUint(b, uint64(f.Seq), 10)
 	b = append(b, `,"collection":"`...)
@@ -84,7 +99,9 @@ func NewChange(f Fields) *Change {
 	c.keyAt = uint16(len(b))
 	b = appendText(b, f.Key)
 	c.keyLen = uint16(len(b) - int(c.keyAt))
-	c.escaped = int(c.keyLen) != len(f.Key)
+	if int(c.keyLen) != len(f.Key) {
+		c.bits |= escapedAt
+	}
 	b = append(b, '"')
 	by := len(b)
 	if f.Client != "" || f.ID != "" {
@@ -105,12 +122,14 @@ func NewChange(f Fields) *Change {
 		b = append(b, '}')
 	}
 	c.byLen = uint16(len(b) - by)
-	b = append(b, `,"at":"`...)
-	b = time.UnixMilli(f.At).UTC().AppendFormat(b, atLayout)
-	b = append(b, '"')
+	b = append(b, atText...)
+	// RFC 3339 without milliseconds is the layout that time can write quickly.
+	at := time.UnixMilli(f.At).UTC()
+	ms := at.Nanosecond() / 1e6
+	b = at.AppendFormat(b, time.RFC3339)
+	b = append(b[:len(b)-1], '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z', '"')
 	if f.Value != "" {
 		b = append(b, `,"value":`...)
-		c.valueAt = uint32(len(b))
 		b = append(b, f.Value...)
 	}
 	b = append(b, '}')
@@ -122,21 +141,21 @@ func NewChange(f Fields) *Change {
 func (c *Change) Seq() Seq { return c.seq }
 
 // Op is what the change does.
-func (c *Change) Op() Op { return c.op }
+func (c *Change) Op() Op { return Insert + Op(c.bits>>opShift&3) }
 
 // Frame is the change's frame, without "more".
 func (c *Change) Frame() string { return c.frame }
 
 // Last is the sequence of the last change of its transaction in the log: two
 // changes are of one transaction if it is the same.
-func (c *Change) Last() Seq { return c.seq + Seq(c.tail) }
+func (c *Change) Last() Seq { return c.seq + Seq(c.Tail()) }
 
 // Value is the row's content after the change; empty on Remove and Noop.
 func (c *Change) Value() string {
-	if c.valueAt == 0 {
+	if c.Op() >= Remove {
 		return ""
 	}
-	return c.frame[c.valueAt : len(c.frame)-1]
+	return c.frame[c.afterBy()+toValue : len(c.frame)-1]
 }
 
 // Collection is the row's collection.
@@ -153,7 +172,7 @@ func (c *Change) KeyText() string { return c.frame[c.keyAt : int(c.keyAt)+int(c.
 // escapes in JSON.
 func (c *Change) Key() string {
 	text := c.KeyText()
-	if !c.escaped {
+	if c.bits&escapedAt == 0 {
 		return text
 	}
 	var key string
@@ -165,7 +184,7 @@ func (c *Change) Key() string {
 
 // At is when the change was written, in milliseconds since 1970, UTC.
 func (c *Change) At() int64 {
-	from := int(c.keyAt) + int(c.keyLen) + 1 + int(c.byLen) + len(`,"at":"`)
+	from := c.afterBy() + len(atText)
 	t, err := time.Parse(atLayout, c.frame[from:from+len(atLayout)])
 	if err != nil {
 		panic("feed: a frame of our own can't be read: " + err.Error())
@@ -179,22 +198,25 @@ func (c *Change) By() (client, id string) {
 	if c.byLen == 0 {
 		return "", ""
 	}
-	from := int(c.keyAt) + int(c.keyLen) + 1 + len(`,"by":`)
+	to := c.afterBy()
 	var by struct{ Client, ID string }
-	if err := json.Unmarshal([]byte(c.frame[from:from+int(c.byLen)-len(`,"by":`)]), &by); err != nil {
+	if err := json.Unmarshal([]byte(c.frame[to-int(c.byLen)+len(`,"by":`):to]), &by); err != nil {
 		panic("feed: a frame of our own can't be read: " + err.Error())
 	}
 	return by.Client, by.ID
 }
 
+// afterBy is where the time's text begins in the frame.
+func (c *Change) afterBy() int { return int(c.keyAt) + int(c.keyLen) + 1 + int(c.byLen) }
+
 // HasID tells whether the change bears an id.
-func (c *Change) HasID() bool { return c.hasID }
+func (c *Change) HasID() bool { return c.bits&hasIDAt != 0 }
 
 // Tail is how many changes of the same transaction follow it in the log.
-func (c *Change) Tail() uint16 { return c.tail }
+func (c *Change) Tail() uint16 { return c.bits & tailBits }
 
 // Size is the memory that the change holds, in bytes.
-func (c *Change) Size() int64 { return int64(len(c.frame)) + 48 }
+func (c *Change) Size() int64 { return int64(len(c.frame)) + int64(unsafe.Sizeof(*c)) }
 
 // appendText appends the JSON text of a valid UTF-8 string, without its quotes.
 func appendText(b []byte, s string) []byte {

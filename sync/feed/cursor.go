@@ -60,7 +60,7 @@ func ParseCursor(s string) (Cursor, error) {
 		return Cursor{}, ErrCursor
 	}
 	seq, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || Seq(seq) > MaxSeq || digits[0] == '+' {
+	if err != nil || Seq(seq) > MaxSeq {
 		return Cursor{}, ErrCursor
 	}
 	return Cursor{Epoch(epoch), Seq(seq)}, nil

@@ -118,8 +118,13 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 	for i := range g.Transactions {
 		t := &g.Transactions[i]
 		t.Tenant, t.Client = d.Text(), d.Text()
-		t.Records = make([]Record, d.Count(5))
-		records += uint64(len(t.Records))
+		n := d.Count(5)
+		if n > MaxChanges {
+			d.Fail("a transaction has too many changes")
+			n = 0
+		}
+		t.Records = make([]Record, n)
+		records += uint64(n)
 		for j := range t.Records {
 			r := &t.Records[j]
 			r.Op = Op(d.Byte())
@@ -127,8 +132,8 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 			if r.ID != "" {
 				copy(r.Digest[:], d.Take(len(r.Digest)))
 			}
-			if r.Op < Insert || r.Op > Noop {
-				d.Fail("unknown operation")
+			if r.Op < Insert || r.Op > Noop || (r.Value == "") != (r.Op >= Remove) {
+				d.Fail("an operation is unknown, or has the wrong value")
 			}
 			if d.Err() != nil {
 				return nil, sum, fmt.Errorf("%w: %w", ErrGroup, d.Err())

@@ -22,7 +22,8 @@ type Log interface {
 	Epoch() Epoch
 
 	// Append writes the group after the position given, which must be the log's last.
-	// When it returns without error the group is durable, at after+1.
+	// When it returns without error the group is durable, at after+1. The bytes are not
+	// kept.
 	//
 	// ErrFenced: somebody else has appended since; nothing was written.
 	// ErrUnknown: it may or may not be there, now or a little later; appending the
@@ -58,7 +59,7 @@ type Log interface {
 const (
 	GroupSize = 512 << 10
 	MaxGroup  = 6 << 20
-	MaxPart   = 1 << 20
+	MaxPart   = 2 << 20
 )
 
 var (

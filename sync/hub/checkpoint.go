@@ -13,16 +13,16 @@ import (
 )
 
 // A checkpoint is the state written down, so that the log before it can go. It is a
-// list of parts; each ends with a sum over itself and the sum of the part before it,
-// so that a part that is missing, exchanged or harmed is noticed. Numbers are
-// unsigned varints, strings have their length before them:
+// list of entries in parts, "tmc" 1 entry… sum[16]; the sum is over the part and the
+// sum of the part before it, so that a part that is missing, exchanged or harmed is
+// noticed. Numbers are unsigned varints, strings have their length before them:
 //
-//	head        "tmc" 1 'h' epoch position sum[16] at next idsFrom
-//	tenant      "tmc" 1 't' name floor
-//	collection  "tmc" 1 'c' name floor      of the tenant before it
-//	changes     "tmc" 1 'r' { seq op tail at key client id value }…  of the collection before it, by sequence
-//	ids         "tmc" 1 'i' { client id digest[16] at seq collection key held [op tail at client id value] }…  of the tenant before it
-//	end         "tmc" 1 'e' changes ids
+//	head        'h' epoch position sum[16] at next idsGone
+//	tenant      't' name floor
+//	collection  'c' name floor      of the tenant before it
+//	change      'r' seq op tail at key client id value      of the collection before it, by sequence
+//	id          'i' client id digest[16] at seq collection key held [op tail at key client id value]      of the tenant before it
+//	end         'e' changes ids
 const checkpointMagic = "tmc\x01"
 
 const (
@@ -42,9 +42,14 @@ func (h *Hub) grown(n int64) {
 	h.logBytes += n
 	select {
 	case r := <-h.saved:
-		if r.err == nil {
+		switch {
+		case r.err == nil:
 			h.logBytes -= r.bytes
-		} else {
+		case errors.Is(r.err, feed.ErrDamaged):
+			h.opts.Logger.Error("save a checkpoint and trim the log", "err", r.err)
+			h.fail(r.err)
+			return
+		default:
 			h.opts.Logger.Error("save a checkpoint; the log is kept, and it is tried again when it has grown", "err", r.err)
 		}
 		h.plan()
@@ -81,7 +86,7 @@ type frozen struct {
 	sum      feed.Sum
 	at       int64
 	next     feed.Seq
-	idsFrom  int64
+	idsGone  feed.Seq
 	tenants  []frozenTenant
 }
 
@@ -106,7 +111,7 @@ type frozenID struct {
 
 // freeze is called by the writer.
 func (s *state) freeze() *frozen {
-	f := &frozen{epoch: s.epoch, position: s.position, sum: s.sum, at: s.at, next: s.next, idsFrom: s.idsFrom}
+	f := &frozen{epoch: s.epoch, position: s.position, sum: s.sum, at: s.at, next: s.next, idsGone: s.idsGone}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, t := range s.tenants {
@@ -116,10 +121,10 @@ func (s *state) freeze() *frozen {
 		t.mu.RLock()
 		ft := frozenTenant{name: t.name, floor: t.floor}
 		for _, v := range t.views {
-			if !v.kept {
-				continue
+			if v.rows.n == 0 {
+				continue // its floor is the tenant's
 			}
-			fv := frozenView{name: v.name, floor: v.floor, changes: make([]*feed.Change, 0, len(v.rows))}
+			fv := frozenView{name: v.name, floor: v.floor, changes: make([]*feed.Change, 0, v.rows.n)}
 			for _, slot := range v.slots {
 				if slot.change != nil {
 					fv.changes = append(fv.changes, slot.change)
@@ -129,7 +134,7 @@ func (s *state) freeze() *frozen {
 		}
 		for key, r := range t.ids {
 			v := t.views[r.change.Collection()]
-			held := v == nil || v.rows[r.change.Key()] != r.change
+			held := v == nil || v.rows.get(r.change.Key()) != r.change
 			ft.ids = append(ft.ids, frozenID{key, r, held})
 		}
 		t.mu.RUnlock()
@@ -149,7 +154,7 @@ func (f *frozen) parts() iter.Seq2[[]byte, error] {
 		p.buf = append(p.buf, f.sum[:]...)
 		p.uint(uint64(f.at))
 		p.uint(uint64(f.next))
-		p.uint(uint64(f.idsFrom))
+		p.uint(uint64(f.idsGone))
 		var changes, ids uint64
 		for _, t := range f.tenants {
 			p.begin('t')
@@ -159,17 +164,15 @@ func (f *frozen) parts() iter.Seq2[[]byte, error] {
 				p.begin('c')
 				p.text(v.name)
 				p.uint(uint64(v.floor))
-				p.begin('r')
 				for _, c := range v.changes {
-					p.next('r')
+					p.begin('r')
 					p.uint(uint64(c.Seq()))
 					p.change(c)
 					changes++
 				}
 			}
-			p.begin('i')
 			for _, id := range t.ids {
-				p.next('i')
+				p.begin('i')
 				p.text(id.key.client)
 				p.text(id.key.id)
 				p.buf = append(p.buf, id.record.digest[:]...)
@@ -200,17 +203,15 @@ type partWriter struct {
 	ended bool // the reader wants no more
 }
 
-// begin starts a part of a kind.
+// begin starts an entry, and a part where the one before is full.
 func (p *partWriter) begin(kind byte) {
-	p.flush()
-	p.buf = append(append(p.buf, checkpointMagic...), kind)
-}
-
-// next starts a new part of the same kind when this one is full.
-func (p *partWriter) next(kind byte) {
 	if len(p.buf) > partSize {
-		p.begin(kind)
+		p.flush()
 	}
+	if len(p.buf) == 0 {
+		p.buf = append(p.buf, checkpointMagic...)
+	}
+	p.buf = append(p.buf, kind)
 }
 
 func (p *partWriter) flush() {
@@ -271,8 +272,6 @@ type partReader struct {
 	ended        bool
 	tombs        []tomb
 	refs         []idRef
-	views        []*view
-	owners       []*tenant // of views
 }
 
 var errPart = errors.New("a part can't be read")
@@ -287,7 +286,7 @@ func (r *partReader) part(b []byte) error {
 }
 
 func (r *partReader) read(b []byte) error {
-	if len(b) < len(checkpointMagic)+1+sumSize {
+	if len(b) < len(checkpointMagic)+sumSize {
 		return errors.New("it is too short")
 	}
 	body := b[:len(b)-sumSize]
@@ -302,8 +301,18 @@ func (r *partReader) read(b []byte) error {
 	if magic := d.Take(len(checkpointMagic)); magic != checkpointMagic {
 		return fmt.Errorf("it begins with %q: of a newer version?", magic)
 	}
+	for first := r.n == 1; d.Rest() > 0 && d.Err() == nil; first = false {
+		if err := r.entry(&d, first); err != nil {
+			return err
+		}
+	}
+	return d.Done()
+}
+
+// entry reads the next entry; first: of all.
+func (r *partReader) entry(d *feed.Decoder, first bool) error {
 	kind := d.Byte()
-	if (kind == 'h') != (r.n == 1) || r.ended {
+	if (kind == 'h') != first || r.ended {
 		return errors.New("it is out of order")
 	}
 	switch kind {
@@ -316,7 +325,7 @@ func (r *partReader) read(b []byte) error {
 		copy(s.sum[:], d.Take(len(s.sum)))
 		s.at = d.Time()
 		s.next = feed.Seq(d.Uint())
-		s.idsFrom = d.Time()
+		s.idsGone = feed.Seq(d.Uint())
 		if s.next == 0 || s.next > feed.MaxSeq {
 			d.Fail("its next sequence is out of bounds")
 		}
@@ -335,26 +344,16 @@ func (r *partReader) read(b []byte) error {
 		}
 		r.view = r.tenant.view(name)
 		r.view.floor = floor
-		r.views = append(r.views, r.view)
-		r.owners = append(r.owners, r.tenant)
 	case 'r':
-		for d.Rest() > 0 && d.Err() == nil {
-			if err := r.change(&d); err != nil {
-				return err
-			}
-		}
+		return r.change(d)
 	case 'i':
-		for d.Rest() > 0 && d.Err() == nil {
-			if err := r.id(&d); err != nil {
-				return err
-			}
-		}
+		return r.id(d)
 	case 'e':
 		r.wantChanges, r.wantIDs, r.ended = d.Uint(), d.Uint(), true
 	default:
 		return fmt.Errorf("its kind %q is not known: of a newer version?", kind)
 	}
-	return d.Done()
+	return d.Err()
 }
 
 // fields reads what partWriter.change writes.
@@ -384,7 +383,7 @@ func (r *partReader) change(d *feed.Decoder) error {
 	if err != nil {
 		return err
 	}
-	if f.Seq <= v.last() || f.Op == feed.Noop || v.rows[f.Key] != nil {
+	if f.Seq <= v.last() || f.Op == feed.Noop || v.rows.get(f.Key) != nil {
 		return errPart
 	}
 	c := r.s.change(f)
@@ -422,7 +421,7 @@ func (r *partReader) id(d *feed.Decoder) error {
 			r.s.bytes.Add(record.change.Size())
 		}
 	} else if v := r.tenant.views[collection]; v != nil {
-		record.change = v.rows[row]
+		record.change = v.rows.get(row)
 	}
 	if record.change == nil || record.change.Seq() != seq {
 		return errPart
@@ -445,9 +444,6 @@ func (r *partReader) finish(at feed.Position) error {
 		return errors.New("its counts do not match")
 	case r.s.position != at:
 		return fmt.Errorf("it was made at position %d", r.s.position)
-	}
-	for i, v := range r.views {
-		r.s.tidy(r.owners[i], v)
 	}
 	r.s.tombs = queue[tomb]{items: sorted(r.tombs, func(t tomb) feed.Seq { return t.change.Seq() })}
 	r.s.ids = queue[idRef]{items: sorted(r.refs, func(i idRef) feed.Seq { return i.tenant.ids[i.key].change.Seq() })}

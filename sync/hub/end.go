@@ -40,6 +40,9 @@ type Refusal struct {
 	Code   Code
 	Detail string
 	Retry  time.Duration // with Unavailable: when to try again
+	// Unknown, with Unavailable: a write may have happened nonetheless, because the log
+	// did not say. The same ids sent again settle it.
+	Unknown bool
 }
 
 func (r *Refusal) Error() string { return r.Detail }

@@ -73,15 +73,18 @@ type Hub struct {
 
 	// Owned by the writer.
 	buf      []byte
-	failed   error // the log can't be written to any more
-	logBytes int64 // since the last checkpoint
-	saveAt   int64 // save the next checkpoint when logBytes gets here
+	group    group     // the one that is being built, and the memory that the next one takes over
+	failed   bool      // the log can't be written to any more
+	told     time.Time // when the logger last heard that an append failed
+	logBytes int64     // since the last checkpoint
+	saveAt   int64     // save the next checkpoint when logBytes gets here
 
 	saving sync.WaitGroup // the checkpoint under way
 	saved  chan saved     // room for one: how it went
 
-	gate   sync.RWMutex
-	closed error // guarded by gate: why nothing new is taken
+	gate    sync.RWMutex
+	closed  error // guarded by gate: why nothing new is taken
+	stopped bool  // guarded by gate: stop is closed
 
 	mu       sync.Mutex
 	sessions map[*Session]struct{} // guarded by mu
@@ -113,18 +116,18 @@ func (h *Hub) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from := at
+	from, anchored := at, at == 0
 	if at > 0 {
 		from-- // the checkpoint's own group is still there: the chain begins with it
 	}
 	err = h.log.Read(ctx, from, func(p feed.Position, b []byte) error {
 		g, sum, err := feed.DecodeGroup(b)
-		if err == nil && p == at {
-			if sum != s.sum {
-				err = errors.New("it is not the group that the checkpoint was made after")
-			} else {
+		if err == nil && !anchored {
+			if p == at && sum == s.sum {
+				anchored = true
 				return nil
 			}
+			err = errors.New("it is not the group that the checkpoint was made after")
 		}
 		if err == nil {
 			err = s.follows(g, p)
@@ -144,6 +147,9 @@ func (h *Hub) load(ctx context.Context) error {
 		s.forget(g.ForgetTombstones, g.ForgetIDs)
 		return nil
 	})
+	if err == nil && !anchored {
+		err = &feed.Damage{At: at, What: "the group that the checkpoint was made after is missing"}
+	}
 	if err != nil {
 		return err
 	}
@@ -200,7 +206,7 @@ func (h *Hub) register(s *Session) error {
 	h.gate.RLock()
 	defer h.gate.RUnlock()
 	if h.closed != nil {
-		return unavailable(time.Second, "%s; try again in a moment", h.closed)
+		return h.refused()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -232,8 +238,39 @@ func (h *Hub) end(reason string) {
 	}
 }
 
-// ErrDraining is why a hub that drains takes nothing new.
-var ErrDraining = errors.New("the server is about to stop")
+// Why a hub takes nothing new.
+var (
+	ErrDraining = errors.New("the server is about to stop")
+	ErrFailed   = errors.New("the server can't write to its log")
+)
+
+// Err is why the hub takes no new sessions and writes, nil while it does: ErrDraining,
+// or ErrFailed, with what became of the log. It does not recover from either.
+func (h *Hub) Err() error {
+	h.gate.RLock()
+	defer h.gate.RUnlock()
+	return h.closed
+}
+
+// fail ends the hub's work for good: the log is not ours any more, or can't be trusted
+// to be as the state says.
+func (h *Hub) fail(why error) {
+	h.failed = true
+	h.gate.Lock()
+	if h.closed == nil {
+		h.closed = fmt.Errorf("%w: %w", ErrFailed, why)
+	}
+	h.gate.Unlock()
+	h.end(EndFailed)
+}
+
+// refused is what is said to those who come while closed; it needs gate.
+func (h *Hub) refused() error {
+	if errors.Is(h.closed, ErrFailed) {
+		return unavailable(30*time.Second, "%s: its operator must look at it", ErrFailed)
+	}
+	return unavailable(time.Second, "%s: try again in a moment", h.closed)
+}
 
 // Drain ends all sessions, takes no new ones and no new writes, and returns when
 // all writes that were taken are answered and nothing of the hub runs any more. If
@@ -242,6 +279,9 @@ func (h *Hub) Drain(ctx context.Context) error {
 	h.gate.Lock()
 	if h.closed == nil {
 		h.closed = ErrDraining
+	}
+	if !h.stopped {
+		h.stopped = true
 		close(h.stop)
 	}
 	h.gate.Unlock()

@@ -72,94 +72,132 @@ func CheckBounds(raw []byte) error {
 
 // mergePatch applies a merge patch (RFC 7396) to an object. Both are one line of
 // valid JSON without duplicate names, as compact returns it. Members keep their
-// order; new ones come last.
-func mergePatch(target, patch string) (string, error) {
-	b, err := appendMerged(make([]byte, 0, len(target)+len(patch)), target, patch)
+// order; new ones come last. It takes one pass over each, however deep they are: the
+// writer does it while all others wait.
+func mergePatch(target, text string) (string, error) {
+	p, err := nextPatch(newDecoder(text))
+	if err != nil {
+		return "", err
+	}
+	b, err := p.appendMerged(make([]byte, 0, len(target)+len(text)), newDecoder(target))
 	return string(b), err
 }
 
-func appendMerged(dst []byte, target, patch string) ([]byte, error) {
-	if patch[0] != '{' {
-		return append(dst, patch...), nil
-	}
-	patches, err := members(patch)
-	if err != nil {
-		return nil, err
-	}
-	var have []member
-	if target != "" && target[0] == '{' {
-		if have, err = members(target); err != nil {
-			return nil, err
-		}
-	}
-	byName := make(map[string]int, len(patches))
-	for i, p := range patches {
-		byName[p.name] = i
-	}
-	dst = append(dst, '{')
-	first := true
-	put := func(name, value, patch string) (err error) {
-		if !first {
-			dst = append(dst, ',')
-		}
-		first = false
-		dst = append(append(dst, name...), ':')
-		if patch == "" {
-			dst = append(dst, value...)
-			return nil
-		}
-		dst, err = appendMerged(dst, value, patch)
-		return err
-	}
-	for _, m := range have {
-		patch := ""
-		if i, ok := byName[m.name]; ok {
-			delete(byName, m.name)
-			if patch = patches[i].value; patch == "null" {
-				continue
-			}
-		}
-		if err := put(m.name, m.value, patch); err != nil {
-			return nil, err
-		}
-	}
-	for i, p := range patches {
-		if at, ok := byName[p.name]; !ok || at != i || p.value == "null" {
-			continue
-		}
-		if err := put(p.name, "", p.value); err != nil {
-			return nil, err
-		}
-	}
-	return append(dst, '}'), nil
+// newDecoder reads what compact has checked, so names are not looked at twice.
+func newDecoder(text string) *jsontext.Decoder {
+	return jsontext.NewDecoder(bytes.NewBufferString(text), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }
 
-// member is one name and value of an object, as they stand in the text: the name
-// with its quotes. Since every string is in its shortest form, equal names have
-// equal texts.
-type member struct{ name, value string }
+// patch is a value of a merge patch.
+type patch struct {
+	text    string // what replaces the target; "null" removes it. Empty: members says more
+	members []patchMember
+	byName  map[string]int // of members
+}
 
-func members(object string) ([]member, error) {
-	d := jsontext.NewDecoder(bytes.NewBufferString(object))
+// patchMember's name has its quotes. Since every string is in its shortest form, equal
+// names have equal texts.
+type patchMember struct {
+	name string
+	patch
+}
+
+func nextPatch(d *jsontext.Decoder) (patch, error) {
+	if d.PeekKind() != '{' {
+		v, err := d.ReadValue()
+		return patch{text: string(v)}, err
+	}
+	p := patch{byName: make(map[string]int)}
+	if _, err := d.ReadToken(); err != nil {
+		return p, err
+	}
+	for d.PeekKind() == '"' {
+		name, err := d.ReadValue()
+		if err != nil {
+			return p, err
+		}
+		m := patchMember{name: string(name)}
+		if m.patch, err = nextPatch(d); err != nil {
+			return p, err
+		}
+		p.byName[m.name] = len(p.members)
+		p.members = append(p.members, m)
+	}
+	_, err := d.ReadToken()
+	return p, err
+}
+
+// appendMerged patches the next value of d.
+func (p *patch) appendMerged(dst []byte, d *jsontext.Decoder) ([]byte, error) {
+	if p.byName == nil || d.PeekKind() != '{' {
+		if err := d.SkipValue(); err != nil {
+			return nil, err
+		}
+		return p.append(dst), nil
+	}
 	if _, err := d.ReadToken(); err != nil {
 		return nil, err
 	}
-	var all []member
+	dst = append(dst, '{')
+	from := len(dst)
+	used := make([]bool, len(p.members))
 	for d.PeekKind() == '"' {
 		name, err := d.ReadValue()
 		if err != nil {
 			return nil, err
 		}
-		m := member{name: string(name)}
+		i, patched := p.byName[string(name)]
+		if patched {
+			if used[i] = true; p.members[i].text == "null" {
+				if err := d.SkipValue(); err != nil {
+					return nil, err
+				}
+				continue
+			}
+		}
+		dst = appendName(dst, from, name)
+		if patched {
+			if dst, err = p.members[i].appendMerged(dst, d); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		value, err := d.ReadValue()
 		if err != nil {
 			return nil, err
 		}
-		m.value = string(value)
-		all = append(all, m)
+		dst = append(dst, value...)
 	}
 	if _, err := d.ReadToken(); err != nil {
 		return nil, err
 	}
-	return all, nil
+	for i := range p.members {
+		if m := &p.members[i]; !used[i] && m.text != "null" {
+			dst = m.append(appendName(dst, from, m.name))
+		}
+	}
+	return append(dst, '}'), nil
+}
+
+// append appends what the patch makes of nothing.
+func (p *patch) append(dst []byte) []byte {
+	if p.byName == nil {
+		return append(dst, p.text...)
+	}
+	dst = append(dst, '{')
+	from := len(dst)
+	for i := range p.members {
+		if m := &p.members[i]; m.text != "null" {
+			dst = m.append(appendName(dst, from, m.name))
+		}
+	}
+	return append(dst, '}')
+}
+
+// appendName begins a member of the object whose members begin at from.
+func appendName[S ~string | ~[]byte](dst []byte, from int, name S) []byte {
+	if len(dst) > from {
+		dst = append(dst, ',')
+	}
+	return append(append(dst, name...), ':')
 }

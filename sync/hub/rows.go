@@ -17,8 +17,9 @@ type Page struct {
 }
 
 // Rows returns the page of a collection that follows after, "" for the first: at
-// most limit rows, 1 to 10000.
+// most limit rows, at least 1. How many at most is the caller's to bound.
 func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, error) {
+	limit = max(limit, 1)
 	t, err := h.reads(g, tenant, collection)
 	if err != nil {
 		return Page{}, err

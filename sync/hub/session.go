@@ -50,6 +50,7 @@ type Session struct {
 	ticked bool      // or no tick was asked for
 	held   bool      // the first batch was given, or need not be held any more
 	heap   []reader
+	timer  *time.Timer // nil before the first wait
 
 	mu      sync.Mutex
 	subs    []*sub   // guarded by mu
@@ -244,8 +245,8 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		if !s.ticked && now.Sub(s.opened) >= tickAfter {
 			s.ticked = true
 			if b == nil {
-				s.batch = feed.Batch{Items: s.batch.Items[:0]}
-				b = &s.batch
+				b = &s.batch // as take left it, with nothing to say
+				b.Announce = false
 			}
 			b.Tick = true
 		}
@@ -262,15 +263,19 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		if !s.ticked && tickAfter-now.Sub(s.opened) < wait {
 			wait, due = tickAfter-now.Sub(s.opened), false
 		}
-		timer := time.NewTimer(wait)
+		if s.timer == nil {
+			s.timer = time.NewTimer(wait)
+		} else {
+			s.timer.Reset(wait)
+		}
 		select {
 		case <-s.wake:
-			timer.Stop()
+			s.timer.Stop()
 			continue
 		case <-ctx.Done():
-			timer.Stop()
+			s.timer.Stop()
 			return nil, ctx.Err()
-		case <-timer.C:
+		case <-s.timer.C:
 		}
 		if due {
 			s.held = true
@@ -287,6 +292,9 @@ func (s *Session) rest() {
 		s.batch.Items = nil
 	}
 	clear(s.batch.Items[:cap(s.batch.Items)])
+	if cap(s.heap) > 64 {
+		s.heap = nil
+	}
 	clear(s.heap[:cap(s.heap)])
 }
 
@@ -296,13 +304,10 @@ func (s *Session) take() (*feed.Batch, error) {
 	*b = feed.Batch{Items: b.Items[:0]}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b.Replies, s.replies = s.replies, nil
-	if s.ended != nil {
-		if len(b.Replies) > 0 {
-			return b, nil
-		}
+	if s.ended != nil && len(s.replies) == 0 {
 		return nil, s.ended
 	}
+	b.Replies, s.replies = s.replies, nil
 	t := s.tenant
 	head := feed.Seq(s.hub.state.head.Load()) // first: all up to it can be seen below
 	t.mu.RLock()

@@ -20,9 +20,10 @@ type state struct {
 	sum      feed.Sum      // its sum
 	at       int64         // its time, milliseconds; time never goes back in a log
 	next     feed.Seq      // the next sequence to give
-	tombs    queue[tomb]   // tombstones by age; those that were replaced are skipped when their time comes
+	tombs    queue[tomb]   // tombstones by age
+	replaced int           // of tombs: how many are no tombstone any more, because their key is there again
 	ids      queue[idRef]  // ids by age
-	idsFrom  int64         // ids older than this are forgotten
+	idsGone  feed.Seq      // the ids of changes up to this one are forgotten
 
 	head    atomic.Uint64 // all changes up to this sequence can be seen
 	bytes   atomic.Int64  // what rows, tombstones and ids hold, about
@@ -43,7 +44,7 @@ type tenant struct {
 
 	mu      sync.RWMutex
 	views   map[string]*view // guarded by mu
-	floor   feed.Seq         // guarded by mu: the highest floor of a collection that is no more
+	floor   feed.Seq         // guarded by mu, changed by the writer alone: the highest floor of a collection that became empty
 	applied feed.Seq         // guarded by mu: the last sequence applied here
 }
 
@@ -78,9 +79,9 @@ type txn struct {
 }
 
 // What a row, a remembered id, a collection and a tenant cost beside their bytes:
-// map entries, slots, headers.
+// entries of index and maps, slots, what the allocator rounds up.
 const (
-	rowCost    = 80
+	rowCost    = 45
 	idCost     = 200
 	viewCost   = 400
 	tenantCost = 600
@@ -148,12 +149,11 @@ func (t *tenant) view(name string) *view {
 }
 
 // tidy lets go of a collection that holds nothing any more, and that nobody follows.
-// Its floor lives on as the tenant's. It needs t.mu for writing.
+// It needs t.mu for writing.
 func (s *state) tidy(t *tenant, v *view) {
 	if !v.unused() || t.views[v.name] != v {
 		return
 	}
-	t.floor = max(t.floor, v.floor)
 	delete(t.views, v.name)
 	if v.kept {
 		s.bytes.Add(-viewCost)
@@ -202,6 +202,9 @@ func (s *state) fold(t *tenant, x *txn, touched map[*view]struct{}) {
 		t.applied = c.Seq()
 		if c.Op() != feed.Noop {
 			v := t.view(r.Collection)
+			if v.rows.n == 0 {
+				v.floor = max(v.floor, t.floor) // as if it were new, whether or not a session kept it
+			}
 			s.put(t, v, c)
 			touched[v] = struct{}{}
 		}
@@ -226,13 +229,20 @@ func (s *state) put(t *tenant, v *view, c *feed.Change) {
 	} else if !s.pinned(old) {
 		s.bytes.Add(-old.Size())
 	}
+	if old != nil && old.Op() == feed.Remove {
+		// Keys that come and go must not leave more behind than there are tombstones.
+		if s.replaced++; s.replaced > 64 && s.replaced > s.tombs.len()/2 {
+			s.tombs.keep(func(t tomb) bool { return t.view.rows.get(t.change.Key()) == t.change })
+			s.replaced = 0
+		}
+	}
 	if c.Op() == feed.Remove {
 		s.tombs.push(tomb{t, v, c, s.at})
 	}
 }
 
 // pinned tells whether a change that was replaced is still held by the id that it bears.
-func (s *state) pinned(c *feed.Change) bool { return c.HasID() && c.At() >= s.idsFrom }
+func (s *state) pinned(c *feed.Change) bool { return c.HasID() && c.Seq() > s.idsGone }
 
 func (s *state) remember(t *tenant, key idKey, r idRecord) {
 	key = idKey{strings.Clone(key.client), strings.Clone(key.id)}
@@ -255,12 +265,19 @@ func (s *state) forget(tombstones, ids int64) {
 		s.tombs.pop()
 		t := next.tenant
 		t.mu.Lock()
-		if next.view.forget(next.change) {
+		if v := next.view; v.forget(next.change) {
 			s.bytes.Add(-rowCost)
 			if !s.pinned(next.change) {
 				s.bytes.Add(-next.change.Size())
 			}
-			s.tidy(t, next.view)
+			if v.rows.n == 0 {
+				// Its floor lives on as the tenant's, also where a session keeps the
+				// collection: every fold of the log has the same floors.
+				t.floor = max(t.floor, v.floor)
+			}
+			s.tidy(t, v)
+		} else {
+			s.replaced--
 		}
 		t.mu.Unlock()
 	}
@@ -270,17 +287,18 @@ func (s *state) forget(tombstones, ids int64) {
 			break
 		}
 		s.ids.pop()
-		r := next.tenant.ids[next.key]
-		if r.change == nil || r.at != next.at {
-			continue
+		t := next.tenant
+		c := t.ids[next.key].change
+		delete(t.ids, next.key)
+		if len(t.ids) == 0 {
+			t.ids = make(map[idKey]idRecord) // a map that was large stays so
 		}
-		delete(next.tenant.ids, next.key)
+		s.idsGone = c.Seq()
 		s.bytes.Add(-idCost - int64(len(next.key.client)+len(next.key.id)))
-		if v := next.tenant.find(r.change.Collection()); v == nil || v.rows[r.change.Key()] != r.change {
-			s.bytes.Add(-r.change.Size())
+		if v := t.find(c.Collection()); v == nil || v.rows.get(c.Key()) != c {
+			s.bytes.Add(-c.Size())
 		}
 	}
-	s.idsFrom = max(s.idsFrom, ids)
 }
 
 // queue is first in, first out.
@@ -290,6 +308,8 @@ type queue[T any] struct {
 }
 
 func (q *queue[T]) push(item T) { q.items = append(q.items, item) }
+
+func (q *queue[T]) len() int { return len(q.items) - q.from }
 
 func (q *queue[T]) front() (item T, ok bool) {
 	if q.from == len(q.items) {
@@ -302,10 +322,19 @@ func (q *queue[T]) pop() {
 	var none T
 	q.items[q.from] = none
 	if q.from++; q.from > len(q.items)/2 && q.from > 64 {
-		n := copy(q.items, q.items[q.from:])
-		clear(q.items[n:])
-		q.items, q.from = q.items[:n], 0
+		q.items, q.from = slices.Clone(q.items[q.from:]), 0 // and the memory of a longer one is free
 	}
+}
+
+// keep drops the items that fn does not want.
+func (q *queue[T]) keep(fn func(T) bool) {
+	var kept []T
+	for _, item := range q.items[q.from:] {
+		if fn(item) {
+			kept = append(kept, item)
+		}
+	}
+	q.items, q.from = kept, 0
 }
 
 // sorted sorts by sequence, which is the order of time in a log.

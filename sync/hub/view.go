@@ -18,10 +18,10 @@ type view struct {
 	// Guarded by the tenant's mu; changed by the writer alone, which reads without it.
 	slots []slot
 	holes int
-	rows  map[string]*feed.Change // the last change of each key, tombstones too
-	floor feed.Seq                // the newest tombstone that was forgotten
-	live  int                     // rows that are there
-	kept  bool                    // it was written to, so it counts as memory
+	rows  index    // the last change of each key, tombstones too
+	floor feed.Seq // the newest tombstone that was forgotten
+	live  int      // rows that are there
+	kept  bool     // it was written to, so it counts as memory
 
 	watch    sync.Mutex
 	sessions map[*Session]struct{} // guarded by watch: whom to wake
@@ -35,7 +35,7 @@ type slot struct {
 }
 
 func newView(name string) *view {
-	return &view{name: name, rows: make(map[string]*feed.Change), sessions: make(map[*Session]struct{})}
+	return &view{name: name, sessions: make(map[*Session]struct{})}
 }
 
 // last is the sequence of the newest slot.
@@ -63,7 +63,7 @@ func (v *view) search(seq feed.Seq) int {
 
 // row is the change that the row called key stands at, nil if it is not there.
 func (v *view) row(key string) *feed.Change {
-	if c := v.rows[key]; c != nil && c.Op() != feed.Remove {
+	if c := v.rows.get(key); c != nil && c.Op() != feed.Remove {
 		return c
 	}
 	return nil
@@ -71,8 +71,7 @@ func (v *view) row(key string) *feed.Change {
 
 // put adds a change that is newer than all others, and returns the one it replaces.
 func (v *view) put(c *feed.Change) (old *feed.Change) {
-	key := c.Key()
-	if old = v.rows[key]; old != nil {
+	if old = v.rows.put(c); old != nil {
 		v.hole(old)
 		if old.Op() != feed.Remove {
 			v.live--
@@ -81,7 +80,6 @@ func (v *view) put(c *feed.Change) (old *feed.Change) {
 	if c.Op() != feed.Remove {
 		v.live++
 	}
-	v.rows[key] = c // the map takes over the new key's memory, so the old frame is free
 	v.slots = append(v.slots, slot{c.Seq(), c})
 	v.tidy()
 	return old
@@ -89,11 +87,9 @@ func (v *view) put(c *feed.Change) (old *feed.Change) {
 
 // forget drops a tombstone, unless its key has changed since.
 func (v *view) forget(c *feed.Change) bool {
-	key := c.Key()
-	if v.rows[key] != c {
+	if !v.rows.remove(c) {
 		return false
 	}
-	delete(v.rows, key)
 	v.hole(c)
 	v.floor = max(v.floor, c.Seq())
 	v.tidy()
@@ -171,5 +167,5 @@ func (v *view) wake() {
 func (v *view) unused() bool {
 	v.watch.Lock()
 	defer v.watch.Unlock()
-	return len(v.rows) == 0 && len(v.sessions) == 0
+	return v.rows.n == 0 && len(v.sessions) == 0
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -84,8 +85,8 @@ type prepared struct {
 }
 
 // Write writes a request and waits until it is durable, or refused. A *Refusal says
-// that nothing happened and what to do; a context that ends means that it may or may
-// not happen.
+// what to do, and that nothing happened unless it is Unknown; a context that ends
+// means that it may or may not happen.
 func (h *Hub) Write(ctx context.Context, g Grant, req Request) (Result, error) {
 	p, err := h.Begin(g, req)
 	if err != nil {
@@ -94,7 +95,9 @@ func (h *Hub) Write(ctx context.Context, g Grant, req Request) (Result, error) {
 	return p.Wait(ctx)
 }
 
-// Begin checks a request and puts it in line, after all that were begun before.
+// Begin checks a request and puts it in line, after all that were begun before. The
+// caller must not change what the request holds until it is answered, but for the
+// bytes of values and patches, which are free when Begin returns.
 func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
 	p := &Pending{req: req, done: make(chan struct{})}
 	if err := p.prepare(g); err != nil {
@@ -103,7 +106,7 @@ func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
 	h.gate.RLock()
 	defer h.gate.RUnlock()
 	if h.closed != nil {
-		return nil, unavailable(time.Second, "%s; try again in a moment", h.closed)
+		return nil, h.refused()
 	}
 	if h.queued.Add(p.size) <= maxQueued {
 		select {
@@ -148,6 +151,13 @@ func (p *Pending) prepare(g Grant) error {
 	if len(r.Writes) > feed.MaxChanges {
 		return refuse(TooMany, "%d changes in one request; at most %d: split it", len(r.Writes), feed.MaxChanges)
 	}
+	for i := range r.Writes {
+		w := &r.Writes[i]
+		p.size += int64(len(w.Value)+len(w.Patch)+len(w.Key)+len(w.Collection)+len(w.ID)) + 200
+	}
+	if p.size > maxQueued/4 {
+		return refuse(TooLarge, "the request has %d bytes; at most %d: split it", p.size, maxQueued/4)
+	}
 	p.writes = make([]prepared, len(r.Writes))
 	for i := range r.Writes {
 		if err := p.writes[i].check(&r.Writes[i]); err != nil {
@@ -161,7 +171,6 @@ func (p *Pending) prepare(g Grant) error {
 		if !g.MayWrite(r.Tenant, w.Collection) {
 			return refuse(Forbidden, "the credential does not cover writing to %s of tenant %s", w.Collection, r.Tenant)
 		}
-		p.size += int64(len(w.Value)+len(w.Patch)+len(w.Key)+len(w.Collection)+len(w.ID)) + 200
 	}
 	return nil
 }
@@ -293,13 +302,15 @@ func (h *Hub) write(p *Pending) {
 	}
 }
 
-// commit appends a group and applies it. An error is a *Refusal: nothing happened.
+// commit appends a group and applies it. An error is a *Refusal.
 func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
 	if len(g.txns) == 0 && forgetTombstones == 0 && forgetIDs == 0 {
 		return nil
 	}
-	if h.failed != nil {
-		return unavailable(30*time.Second, "the log can't be written to: %s", h.failed)
+	if h.failed {
+		h.gate.RLock()
+		defer h.gate.RUnlock()
+		return h.refused()
 	}
 	s := h.state
 	enc := feed.Group{
@@ -313,11 +324,15 @@ func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
 	var sum feed.Sum
 	h.buf, sum = feed.AppendGroup(h.buf[:0], &enc)
 	if err := h.append(h.buf); err != nil {
-		h.opts.Logger.Error("append to the log", "position", enc.Position, "err", err)
-		if h.failed != nil {
-			h.end(EndFailed)
+		if now := time.Now(); now.Sub(h.told) > time.Second { // a disk that is full refuses every write
+			h.told = now
+			h.opts.Logger.Error("append to the log", "position", enc.Position, "err", err)
 		}
-		return unavailable(5*time.Second, "the log did not take the write: %s", err)
+		if errors.Is(err, feed.ErrUnknown) {
+			return &Refusal{Code: Unavailable, Retry: 5 * time.Second, Unknown: true,
+				Detail: "the log did not say whether it took the write: send it again with the same ids"}
+		}
+		return unavailable(5*time.Second, "the log did not take the write: try again in a moment")
 	}
 	s.position, s.sum, s.at = enc.Position, sum, enc.At
 	touched := s.apply(g.txns)
@@ -335,25 +350,30 @@ func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
 
 // append settles what became of a group: an unknown outcome is tried again, at the
 // same place with the same bytes, until the log either has it there or refuses it
-// for good. It sets failed where somebody else writes.
+// for good. Where somebody else writes, or the outcome stays unknown, the hub fails;
+// feed.ErrUnknown is the error then, unless the group is certainly not there.
 func (h *Hub) append(group []byte) error {
 	unknown := false
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		_, err := h.log.Append(h.ctx, h.state.position, group)
+		if errors.Is(err, feed.ErrFenced) && unknown {
+			// Somebody may have been us.
+			ours, rerr := h.isThere(group)
+			switch {
+			case ours:
+				return nil
+			case rerr != nil && !errors.Is(rerr, feed.ErrDamaged):
+				err = rerr
+			case rerr != nil:
+				h.fail(rerr)
+				return fmt.Errorf("%w: %w", feed.ErrUnknown, rerr)
+			}
+		}
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, feed.ErrFenced):
-			if unknown {
-				ours, rerr := h.isThere(group)
-				if ours {
-					return nil
-				}
-				if rerr != nil {
-					err = fmt.Errorf("%w; reading what is there: %w", err, rerr)
-				}
-			}
-			h.failed = err
+			h.fail(err)
 			return err
 		case errors.Is(err, feed.ErrUnknown):
 			unknown = true
@@ -364,21 +384,24 @@ func (h *Hub) append(group []byte) error {
 		select {
 		case <-time.After(pause):
 		case <-h.ctx.Done():
-			h.failed = fmt.Errorf("stopped before the outcome of an append was known: %w", err)
-			return h.failed
+			err = fmt.Errorf("%w: stopped while asking: %w", feed.ErrUnknown, err)
+			h.fail(err)
+			return err
 		}
 	}
 }
 
-// isThere tells whether the log's last group is this one.
+// isThere tells whether the group after the last one applied is this one.
 func (h *Hub) isThere(group []byte) (ours bool, err error) {
-	n := 0
+	seen := errors.New("seen")
 	err = h.log.Read(h.ctx, h.state.position, func(_ feed.Position, b []byte) error {
-		n++
 		ours = bytes.Equal(b, group)
-		return nil
+		return seen
 	})
-	return ours && n == 1 && err == nil, err
+	if errors.Is(err, seen) {
+		err = nil
+	}
+	return ours, err
 }
 
 // forget lets the log say that what is older than its window is forgotten.
@@ -392,9 +415,7 @@ func (h *Hub) forget() {
 		ids = now - h.opts.IDs.Milliseconds()
 	}
 	if tombstones != 0 || ids != 0 {
-		if err := h.commit(h.newGroup(), tombstones, ids); err != nil {
-			h.opts.Logger.Error("forget tombstones and ids", "err", err)
-		}
+		_ = h.commit(h.newGroup(), tombstones, ids) // it has said why; it is tried again at the next tick
 	}
 }
 
@@ -414,10 +435,52 @@ type group struct {
 	size int   // in the log, about
 	mem  int64 // what it adds to the state's bytes, about
 	txns []txn
-	rows map[rowKey]rowState
-	ids  map[tenantID]seenID
+	rows overlay[rowKey, rowState]
+	ids  overlay[tenantID, seenID]
+}
 
-	undo []func() // of the transaction that is being decided
+// overlay is what a group does to the state, so far; what the request that is being
+// decided did can be taken back.
+type overlay[K comparable, V any] struct {
+	now  map[K]V
+	undo []entry[K, V]
+}
+
+type entry[K comparable, V any] struct {
+	key    K
+	before V
+	had    bool
+}
+
+func (o *overlay[K, V]) set(key K, value V) {
+	before, had := o.now[key]
+	o.undo = append(o.undo, entry[K, V]{key, before, had})
+	o.now[key] = value
+}
+
+// keep makes what was done stay.
+func (o *overlay[K, V]) keep() { o.undo = o.undo[:0] }
+
+// rollback is the opposite of keep.
+func (o *overlay[K, V]) rollback() {
+	for _, e := range slices.Backward(o.undo) {
+		if e.had {
+			o.now[e.key] = e.before
+		} else {
+			delete(o.now, e.key)
+		}
+	}
+	o.keep()
+}
+
+// clear empties the overlay. A map that was large is not kept: to clear it costs what
+// it can hold, each time.
+func (o *overlay[K, V]) clear() {
+	if o.now == nil || len(o.now) > 256 {
+		*o = overlay[K, V]{now: make(map[K]V)}
+	}
+	clear(o.now)
+	clear(o.undo[:cap(o.undo)])
 }
 
 type rowKey struct{ tenant, collection, key string }
@@ -426,6 +489,7 @@ type rowKey struct{ tenant, collection, key string }
 type rowState struct {
 	seq   feed.Seq
 	value string
+	last  feed.Seq // a feed that has come here shows the row so
 }
 
 type tenantID struct {
@@ -436,60 +500,69 @@ type tenantID struct {
 type seenID struct {
 	digest  feed.Digest
 	outcome Outcome
+	noop    bool
 }
 
+// newGroup begins a group; the one before it is over.
 func (h *Hub) newGroup() *group {
-	return &group{s: h.state, at: h.now(), next: h.state.next, rows: make(map[rowKey]rowState), ids: make(map[tenantID]seenID)}
+	g := &h.group
+	g.s, g.at, g.next, g.size, g.mem = h.state, h.now(), h.state.next, 0, 0
+	clear(g.txns)
+	g.txns = g.txns[:0]
+	g.rows.clear()
+	g.ids.clear()
+	return g
 }
 
 // decide decides one request. An error is a *Refusal, and nothing of it happens.
 func (g *group) decide(p *Pending, memory int64) (Result, error) {
 	r := &p.req
-	result := Result{Outcomes: make([]Outcome, len(r.Writes))}
+	t := g.s.lookup(r.Tenant)
+	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
 	var records []feed.Record
 	first, size, mem := g.next, g.size, g.mem
 	for i := range r.Writes {
-		o, rec, logged := g.one(r, &r.Writes[i], &p.writes[i])
-		result.Outcomes[i] = o
-		if logged {
-			records = append(records, rec)
+		d := g.one(t, r, &r.Writes[i], &p.writes[i])
+		result.Outcomes[i] = d.Outcome
+		if d.logged {
+			records = append(records, d.record)
 		}
-		if o.Status == tooLarge {
+		if d.Status == tooLarge {
 			g.rollback(first, size, mem)
-			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes: split it into several rows", o.Key, r.Writes[i].Collection, MaxValue)
+			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes or %d elements: split it into several rows",
+				d.Key, r.Writes[i].Collection, MaxValue, MaxElements)
 		}
-		if r.Atomic && o.Status != OK && o.Status != Duplicate {
+		// At once, so that a few small patches of large rows can't ask for all memory.
+		if g.size-size > maxTransaction {
+			g.rollback(first, size, mem)
+			return Result{}, refuse(TooLarge, "the rows of one request would have more than %d bytes: split it", maxTransaction)
+		}
+		result.Cursor.Seq = max(result.Cursor.Seq, d.shown)
+		if r.Atomic && d.Status != OK && d.Status != Duplicate {
 			result.Refused = true
 		}
 	}
 	if result.Refused {
 		g.rollback(first, size, mem)
 		for i := range result.Outcomes {
-			if o := &result.Outcomes[i]; o.Status == OK || o.Status == Duplicate {
+			o := &result.Outcomes[i]
+			if o.Status == OK || o.Status == Duplicate {
 				*o = Outcome{ID: o.ID, Status: Aborted}
+				continue
 			}
+			// As it stands now that nothing of the transaction happened.
+			row := g.row(t, rowKey{r.Tenant, r.Writes[i].Collection, o.Key})
+			o.Seq, o.Value = row.seq, row.value
 		}
+		result.Cursor = feed.Cursor{}
 		return result, nil
-	}
-	if g.size-size > maxTransaction {
-		g.rollback(first, size, mem)
-		return Result{}, refuse(TooLarge, "the rows of one request would have %d bytes; at most %d: split it", g.size-size, maxTransaction)
 	}
 	if grow := g.mem - mem; grow > 0 && g.s.bytes.Load()+g.mem > memory {
 		g.rollback(first, size, mem)
 		return Result{}, unavailable(30*time.Second, "the server's memory for rows (%d MiB, --memory) is used up: remove rows or give it more", memory>>20)
 	}
-	g.undo = g.undo[:0]
-	result.Cursor = feed.Cursor{Epoch: g.s.epoch, Seq: g.next - 1}
-	var newest feed.Seq
-	for _, o := range result.Outcomes {
-		if o.Status == OK || o.Status == Duplicate {
-			newest = max(newest, o.Seq)
-		}
-	}
-	if newest > 0 {
-		result.Cursor.Seq = newest
-	}
+	g.rows.keep()
+	g.ids.keep()
 	if r.Atomic && len(records) > 0 {
 		g.add(r, records, first)
 	} else {
@@ -521,29 +594,39 @@ func (s *state) changes(x *feed.Transaction, first feed.Seq, at int64) []*feed.C
 }
 
 func (g *group) rollback(next feed.Seq, size int, mem int64) {
-	for i := len(g.undo) - 1; i >= 0; i-- {
-		g.undo[i]()
-	}
-	g.undo = g.undo[:0]
+	g.rows.rollback()
+	g.ids.rollback()
 	g.next, g.size, g.mem = next, size, mem
 }
 
-// one decides one change; logged tells whether it leaves a record.
-func (g *group) one(r *Request, w *Write, p *prepared) (o Outcome, rec feed.Record, logged bool) {
-	t := g.s.lookup(r.Tenant)
+// decision is what becomes of one change.
+type decision struct {
+	Outcome
+	record feed.Record
+	logged bool     // record is to be logged
+	shown  feed.Seq // a feed that has come here shows the row so
+}
+
+// one decides one change.
+func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
+	d.ID = w.ID
 	if w.ID != "" {
 		if seen, ok := g.seen(t, r, w.ID); ok {
 			if seen.digest == p.digest {
-				o = seen.outcome
-				o.ID, o.Status = w.ID, Duplicate
-				return o, rec, false
+				d.Outcome, d.shown = seen.outcome, seen.outcome.Seq
+				if seen.noop {
+					d.shown = g.row(t, rowKey{r.Tenant, w.Collection, w.Key}).last
+				}
+				d.ID, d.Status = w.ID, Duplicate
+				return d
 			}
-			key := w.Key
-			if key == "" {
-				key = seen.outcome.Key
+			d.Status, d.Key = IDReused, w.Key
+			if d.Key == "" {
+				d.Key = seen.outcome.Key
 			}
-			row := g.row(t, rowKey{r.Tenant, w.Collection, key})
-			return Outcome{ID: w.ID, Status: IDReused, Key: key, Seq: row.seq, Value: row.value}, rec, false
+			row := g.row(t, rowKey{r.Tenant, w.Collection, d.Key})
+			d.Seq, d.Value, d.shown = row.seq, row.value, row.last
+			return d
 		}
 	}
 	key := rowKey{r.Tenant, w.Collection, w.Key}
@@ -551,17 +634,17 @@ func (g *group) one(r *Request, w *Write, p *prepared) (o Outcome, rec feed.Reco
 		key.key = uuid.Must(uuid.NewV7()).String()
 	}
 	row := g.row(t, key)
-	o = Outcome{ID: w.ID, Key: key.key, Seq: row.seq, Value: row.value}
-	rec = feed.Record{Collection: w.Collection, Key: key.key, ID: w.ID, Digest: p.digest}
+	d.Key, d.Seq, d.Value, d.shown = key.key, row.seq, row.value, row.last
+	rec := feed.Record{Collection: w.Collection, Key: key.key, ID: w.ID, Digest: p.digest}
 	if w.If != nil && *w.If != row.seq || w.IfExists && row.seq == 0 {
-		o.Status = Conflict
-		return o, rec, false
+		d.Status = Conflict
+		return d
 	}
 	switch w.Op {
 	case "insert":
 		if row.seq != 0 {
-			o.Status = Exists
-			return o, rec, false
+			d.Status = Exists
+			return d
 		}
 		rec.Op, rec.Value = feed.Insert, p.value
 	case "put":
@@ -571,8 +654,8 @@ func (g *group) one(r *Request, w *Write, p *prepared) (o Outcome, rec feed.Reco
 		}
 	case "modify":
 		if row.seq == 0 {
-			o.Status = Missing
-			return o, rec, false
+			d.Status = Missing
+			return d
 		}
 		rec.Op, rec.Value = feed.Modify, p.value
 		if p.patch != "" {
@@ -581,63 +664,52 @@ func (g *group) one(r *Request, w *Write, p *prepared) (o Outcome, rec feed.Reco
 				panic("hub: a row can't be read back: " + err.Error())
 			}
 			rec.Value = merged
+			// It is no deeper than both were, and what is short has few elements.
+			if len(merged) > MaxValue || len(merged) > MaxElements && CheckBounds([]byte(merged)) != nil {
+				d.Status = tooLarge
+				return d
+			}
 		}
 	case "remove":
 		rec.Op = feed.Remove
 		if row.seq == 0 {
 			if w.ID == "" {
-				o.Status, o.Seq = OK, g.next-1 // nothing to log; as of now it is gone
-				return o, rec, false
+				d.Status, d.Seq = OK, g.next-1 // nothing to log; as of now it is gone
+				return d
 			}
 			rec.Op = feed.Noop
 		}
 	}
-	if len(rec.Value) > MaxValue {
-		o.Status = tooLarge
-		return o, rec, false
-	}
-	o.Status, o.Seq, o.Value = OK, g.next, rec.Value
+	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
 	g.next++
-	size := len(rec.Value) + len(rec.Key) + len(rec.Collection) + len(rec.ID)
-	g.size += size + 40
+	text := len(rec.Key) + len(rec.Collection) + len(rec.ID)
+	g.size += text + len(rec.Value) + 40 + len(r.Tenant) + len(r.Client) // as if it were a transaction of its own
 	g.mem += int64(len(rec.Value) - len(row.value))
-	if rec.Value != "" { // what takes away is never refused for want of memory
+	if rec.Op != feed.Remove { // what takes away is never refused for want of memory
 		if row.seq == 0 {
-			g.mem += int64(size-len(rec.Value)) + 150 + rowCost
+			g.mem += int64(text) + 180 + rowCost
 		}
 		if w.ID != "" {
 			g.mem += idCost
 		}
 	}
 	if rec.Op != feed.Noop {
-		now := rowState{o.Seq, o.Value}
+		d.shown = d.Seq
+		now := rowState{d.Seq, d.Value, d.Seq}
 		if rec.Op == feed.Remove {
-			now = rowState{}
+			now.seq = 0
 		}
-		set(g, g.rows, key, now)
+		g.rows.set(key, now)
 	}
 	if w.ID != "" {
-		set(g, g.ids, tenantID{r.Tenant, idKey{r.Client, w.ID}}, seenID{p.digest, o})
+		g.ids.set(tenantID{r.Tenant, idKey{r.Client, w.ID}}, seenID{p.digest, d.Outcome, rec.Op == feed.Noop})
 	}
-	return o, rec, true
-}
-
-// set changes an entry of the group, so that rollback can take it back.
-func set[K comparable, V any](g *group, m map[K]V, key K, value V) {
-	before, had := m[key]
-	m[key] = value
-	g.undo = append(g.undo, func() {
-		if had {
-			m[key] = before
-		} else {
-			delete(m, key)
-		}
-	})
+	return d
 }
 
 // row is a row as it stands, after what the group did.
 func (g *group) row(t *tenant, key rowKey) rowState {
-	if row, ok := g.rows[key]; ok {
+	if row, ok := g.rows.now[key]; ok {
 		return row
 	}
 	if t == nil {
@@ -645,18 +717,22 @@ func (g *group) row(t *tenant, key rowKey) rowState {
 	}
 	v := t.find(key.collection)
 	if v == nil {
-		return rowState{}
+		return rowState{last: t.floor}
 	}
-	if c := v.row(key.key); c != nil {
-		return rowState{c.Seq(), c.Value()}
+	switch c := v.rows.get(key.key); {
+	case c == nil:
+		return rowState{last: max(v.floor, v.last())}
+	case c.Op() == feed.Remove:
+		return rowState{last: c.Seq()}
+	default:
+		return rowState{c.Seq(), c.Value(), c.Seq()}
 	}
-	return rowState{}
 }
 
 // seen is what an id of this client was answered before.
 func (g *group) seen(t *tenant, r *Request, id string) (seenID, bool) {
 	key := idKey{r.Client, id}
-	if s, ok := g.ids[tenantID{r.Tenant, key}]; ok || t == nil {
+	if s, ok := g.ids.now[tenantID{r.Tenant, key}]; ok || t == nil {
 		return s, ok
 	}
 	record, ok := t.ids[key]
@@ -664,5 +740,5 @@ func (g *group) seen(t *tenant, r *Request, id string) (seenID, bool) {
 		return seenID{}, false
 	}
 	c := record.change
-	return seenID{record.digest, Outcome{Key: c.Key(), Seq: c.Seq(), Value: c.Value()}}, true
+	return seenID{record.digest, Outcome{Key: c.Key(), Seq: c.Seq(), Value: c.Value()}, c.Op() == feed.Noop}, true
 }

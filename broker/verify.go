@@ -1,0 +1,219 @@
+package broker
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/minio/highwayhash"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// The block files of a stream are checked before the server opens them: once it has,
+// it is too late. Where a record is harmed, nats-server 2.15.2 cuts the file off there
+// when it rebuilds its index, later records and all; or, after a clean stop, it
+// trusts the record's sequence before it has looked at the hash, and fills what seems to
+// be a hole with up to 2^62 entries of memory (indexCacheBuf in server/filestore.go).
+//
+// A block file is a list of records, little-endian (writeMsgRecordLocked, same file):
+//
+//	length[4], its highest bit set with headers; sequence[8] time[8] subject length[2]
+//	subject {header length[4] header} message hash[8]
+//
+// The hash is HighwayHash-64 over sequence, time, subject, header and message; its key
+// is the SHA-256 of "LOG-7" in the stream LOG's file 7.blk. The lengths are not in it:
+// that they can't be harmed unnoticed either, a record must have the stream's subject
+// and one header block. A sequence with one of its two highest bits set is no message:
+// it marks one that was removed. The sequences of the messages follow each other
+// without a hole, also from file to file; the first of them may be marked as removed.
+const (
+	recordHead = 4 + 8 + 8 + 2
+	recordHash = 8
+	recordMin  = recordHead + recordHash // what a mark takes
+	hasHeader  = 1 << 31
+	isMark     = 3 << 62
+
+	sector = 512 // what a disk writes whole or not at all
+)
+
+// verifier checks the blocks of one stream.
+type verifier struct {
+	stream, subject string
+	last            uint64                // the sequence of the last message found; 0: none yet
+	hash            *highwayhash.Digest64 // of the file that is being read
+}
+
+// verifyStream returns the sequence of the stream's last message, 0 if it has none. A
+// record that is harmed or missing is *feed.Damage. One at the very end that was cut
+// short as it was written, and so was never acknowledged, is not: the server drops it.
+func verifyStream(ctx context.Context, dir, stream, subject string) (last uint64, err error) {
+	v := &verifier{stream: stream, subject: subject}
+	msgs := filepath.Join(dir, natsName, "jetstream", "$G", "streams", stream, "msgs")
+	entries, err := os.ReadDir(msgs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // what that means shows when the server says what it has
+	}
+	if err != nil {
+		return 0, fmt.Errorf("check the stream %s: %w", stream, err)
+	}
+	type block struct {
+		name   string
+		number uint64
+	}
+	var blocks []block
+	for _, entry := range entries {
+		if digits, ok := strings.CutSuffix(entry.Name(), ".blk"); ok {
+			if number, err := strconv.ParseUint(digits, 10, 32); err == nil {
+				blocks = append(blocks, block{entry.Name(), number})
+			}
+		}
+	}
+	slices.SortFunc(blocks, func(a, b block) int { return cmp.Compare(a.number, b.number) })
+	var buf bytes.Buffer // a file has at most 8 MiB, or one message
+	for i, block := range blocks {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		buf.Reset()
+		f, err := os.Open(filepath.Join(msgs, block.name))
+		if err == nil {
+			_, err = buf.ReadFrom(f)
+			f.Close()
+		}
+		if err != nil {
+			return 0, fmt.Errorf("check the stream %s: %w", stream, err)
+		}
+		key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", stream, block.number))
+		if v.hash, err = highwayhash.NewDigest64(key[:]); err != nil {
+			return 0, fmt.Errorf("check the stream %s: %w", stream, err)
+		}
+		if err := v.block(block.name, buf.Bytes(), i == len(blocks)-1); err != nil {
+			return 0, err
+		}
+	}
+	return v.last, nil
+}
+
+// block checks one file; newest tells whether it is the one that is written to.
+func (v *verifier) block(name string, b []byte, newest bool) error {
+	for at := 0; at < len(b); {
+		size, seq, ok := v.record(b[at:])
+		switch {
+		case !ok && newest && v.torn(b, at):
+			return nil
+		case !ok:
+			return v.damage(name, at, "a record is harmed")
+		case seq&isMark != 0:
+		case v.last != 0 && seq != v.last+1:
+			return v.damage(name, at, fmt.Sprintf("message %d is missing, %d follows", v.last+1, seq))
+		default:
+			v.last = seq
+		}
+		at += size
+	}
+	return nil
+}
+
+func (v *verifier) damage(name string, at int, what string) error {
+	d := &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", v.stream, name, at, what)}
+	if v.stream == logStream && v.last != 0 {
+		d.At = position(v.last + 1)
+	}
+	return d
+}
+
+// record reads the record that b begins with.
+func (v *verifier) record(b []byte) (size int, seq uint64, ok bool) {
+	if len(b) < recordMin {
+		return 0, 0, false
+	}
+	length := binary.LittleEndian.Uint32(b)
+	size = int(length &^ hasHeader)
+	if size < recordMin || size > len(b) {
+		return 0, 0, false
+	}
+	seq, ok = v.whole(b[:size], length&hasHeader != 0)
+	return size, seq, ok
+}
+
+// whole tells whether b is one record, whatever its length field says.
+func (v *verifier) whole(b []byte, header bool) (seq uint64, ok bool) {
+	seq = binary.LittleEndian.Uint64(b[4:])
+	subject := int(binary.LittleEndian.Uint16(b[20:]))
+	rest := b[recordHead : len(b)-recordHash]
+	v.hash.Reset()
+	v.hash.Write(b[4:20])
+	if seq&isMark != 0 {
+		if header || subject != 0 || len(rest) != 0 {
+			return 0, false
+		}
+	} else {
+		head := len(v.subject) + 4
+		if !header || subject != len(v.subject) || len(rest) < head || string(rest[:subject]) != v.subject {
+			return 0, false
+		}
+		n := binary.LittleEndian.Uint32(rest[subject:])
+		rest = rest[head:]
+		if uint64(n) > uint64(len(rest)) || !bytes.HasPrefix(rest[:n], []byte("NATS/1.0\r\n")) || bytes.Index(rest[:n], []byte("\r\n\r\n")) != int(n)-4 {
+			return 0, false
+		}
+		v.hash.Write([]byte(v.subject))
+		v.hash.Write(rest)
+	}
+	var sum [recordHash]byte
+	return seq, bytes.Equal(v.hash.Sum(sum[:0]), b[len(b)-recordHash:])
+}
+
+// torn tells whether what is at the end of the newest file, from at on, may be a write
+// that a crash cut short. Each message is synced before the next is written, so only the
+// last can be torn, and nobody was told that it is there. In doubt, it is damage.
+func (v *verifier) torn(b []byte, at int) bool {
+	rest := b[at:]
+	message := len(rest) >= recordHead+len(v.subject) &&
+		(int(binary.LittleEndian.Uint16(rest[20:])) == len(v.subject) || string(rest[recordHead:recordHead+len(v.subject)]) == v.subject)
+	marks := false
+	for i := 1; i+recordMin <= len(rest); i++ {
+		// A hash is computed only where the lengths of a record could be.
+		if n := int(binary.LittleEndian.Uint16(rest[i+20:])); n != 0 && n != len(v.subject) {
+			continue
+		}
+		_, seq, ok := v.record(rest[i:])
+		if ok && (seq&isMark == 0 || message) {
+			return false // it was written when this one had long been durable
+		}
+		marks = marks || ok
+	}
+	if marks {
+		return true // marks are written many at a time; without them, more is kept than need be
+	}
+	if len(rest) >= recordMin {
+		if _, ok := v.whole(rest, true); ok {
+			return false // nothing is wrong with it but its length
+		}
+		if size := int(binary.LittleEndian.Uint32(rest) &^ hasHeader); size > len(rest) && size <= maxMessage+recordMin {
+			return true // it ends before its length
+		}
+	} else {
+		return true
+	}
+	// It has its length, but a sector of it was never written.
+	for from := at; from < len(b); {
+		to := min(len(b), (from/sector+1)*sector)
+		if len(bytes.Trim(b[from:to], "\x00")) == 0 {
+			return true
+		}
+		from = to
+	}
+	return false
+}

@@ -1,0 +1,55 @@
+import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { gzipSync } from 'node:zlib'
+import { build } from 'esbuild'
+
+const root = new URL('../', import.meta.url)
+const read = (/** @type {string} */ path) => readFileSync(new URL(path, root), 'utf8')
+const sources = readdirSync(new URL('src/', root)).map((name) => ({ name, text: read(`src/${name}`) }))
+
+/** What one page downloads for all transports, in bytes. */
+const LIMIT = 5500
+
+test(`a page downloads no more than ${LIMIT / 1000} kB for all of it`, async (t) => {
+  const { outputFiles, warnings } = await build({
+    entryPoints: [fileURLToPath(new URL('src/index.js', root))],
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    target: 'es2022',
+    write: false,
+  })
+  const [{ contents }] = outputFiles
+  const size = gzipSync(contents, { level: 9 }).length
+  t.diagnostic(`${contents.length} bytes minified, ${size} gzipped`)
+  assert.ok(size <= LIMIT, `${size} bytes`)
+  assert.deepEqual(warnings, [])
+})
+
+test('a page loads the sources as they are, without a build step', () => {
+  for (const { name, text } of sources) {
+    assert.match(name, /^[a-z]+\.js$/)
+    for (const [, path] of text.matchAll(/^(?:import|export) [^;]*?from '([^']+)'/gm)) {
+      assert.ok(/^\.\/[a-z]+\.js$/.test(path), `${name} imports ${path}`)
+      assert.ok(
+        sources.some((source) => `./${source.name}` === path),
+        `${name} imports ${path}`,
+      )
+    }
+    assert.doesNotMatch(text, /\bimport\(['"](?!\.)|\brequire\(|\bprocess\b|\bBuffer\b/, name)
+  }
+})
+
+test('whoever installs the package gets it from the registry, and nothing with it', () => {
+  const { dependencies, exports, files, sideEffects } = JSON.parse(read('package.json'))
+  assert.equal(dependencies, undefined)
+  assert.equal(sideEffects, false)
+  assert.ok(files.includes('src') && files.includes('types'))
+  assert.ok(read(exports['.'].default))
+  const lock = JSON.parse(read('package-lock.json'))
+  for (const [name, { resolved }] of Object.entries(lock.packages)) {
+    assert.ok(!resolved || resolved.startsWith('https://registry.npmjs.org/'), name)
+  }
+})

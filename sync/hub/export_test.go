@@ -1,0 +1,42 @@
+package hub
+
+import "github.com/tidemark-sync/tidemark/sync/feed"
+
+// MergePatch is mergePatch.
+func MergePatch(target, patch string) (string, error) { return mergePatch(target, patch) }
+
+// Compact is compact.
+func Compact(raw []byte) (string, error) { return compact("value", raw) }
+
+// Remembered is how many tombstones, ids and collections the hub holds on to, also where
+// they are of no use any more, and how many tenants. Nothing may be written meanwhile.
+func (h *Hub) Remembered() (tombstones, ids, collections, tenants int) {
+	s := h.state
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, t := range s.tenants {
+		t.mu.RLock()
+		collections += len(t.views)
+		t.mu.RUnlock()
+	}
+	return s.tombs.len(), s.ids.len(), collections, len(s.tenants)
+}
+
+// Index is index.
+type Index struct{ x index }
+
+func (i *Index) Get(key string) *feed.Change           { return i.x.get(key) }
+func (i *Index) Put(c *feed.Change) (old *feed.Change) { return i.x.put(c) }
+func (i *Index) Remove(c *feed.Change) bool            { return i.x.remove(c) }
+func (i *Index) Sizes() (entries, places int)          { return i.x.n, len(i.x.hashes) }
+
+// After is how many changes a collection of acme has after seq.
+func (h *Hub) After(collection string, seq feed.Seq) (n int) {
+	t := h.state.lookup("acme")
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for r := t.views[collection].after(seq); r.next != nil; r.advance() {
+		n++
+	}
+	return n
+}

@@ -1,0 +1,771 @@
+package hub_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas does random things to a hub, to its
+// log and to the connections of its followers, and holds all that comes out against a
+// model that is nothing but maps.
+func TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rapid.SyncTest(t, func(t *rapid.T) {
+			w := newWorld(t)
+			defer w.stop()
+			t.Repeat(map[string]func(*rapid.T){
+				"write":     w.write,
+				"write 2":   w.write, // more often than the others
+				"write 3":   w.write,
+				"burst":     w.burst,
+				"follow":    w.follow,
+				"read":      w.read,
+				"read 2":    w.read,
+				"catch up":  w.catchUp,
+				"drop":      w.drop,
+				"resume":    w.resume,
+				"subscribe": w.subscribe,
+				"wait":      func(t *rapid.T) { w.wait() },
+				"restart":   w.restart,
+				"lose":      w.lose,
+			})
+			// In the end everybody comes back and sees the same.
+			for _, f := range w.followers {
+				if f.session == nil {
+					w.connect(t, f)
+				}
+				w.readAll(t, f)
+			}
+		})
+	})
+}
+
+// Ages are multiples of aStep, so that it is clear what must be remembered and what not.
+const (
+	aStep      = 100 * time.Second
+	idWindow   = 250 * time.Second
+	tombWindow = 450 * time.Second
+)
+
+var (
+	tenants     = []string{"acme", "other"}
+	collections = []string{"todos", "lists/1", "lists/2"}
+)
+
+type (
+	modelKey struct{ tenant, collection, key string }
+	modelRow struct {
+		seq   feed.Seq
+		value string
+	}
+	modelID struct{ tenant, client, id string }
+	seen    struct {
+		body    string
+		outcome hub.Outcome
+		at      time.Time
+	}
+	moment struct {
+		seq feed.Seq
+		at  time.Time
+	}
+)
+
+// model is what the hub should be.
+type model struct {
+	next feed.Seq
+	rows map[modelKey]modelRow
+	ids  map[modelID]seen
+	last map[feed.Seq]feed.Seq // of each change: the last of its transaction
+	// newest is the newest change of each key, removes too; gone has all removes.
+	newest map[modelKey]moment
+	gone   map[string][]moment
+}
+
+func newModel() *model {
+	return &model{next: 1, rows: make(map[modelKey]modelRow), ids: make(map[modelID]seen), last: make(map[feed.Seq]feed.Seq),
+		newest: make(map[modelKey]moment), gone: make(map[string][]moment)}
+}
+
+func (m *model) clone() *model {
+	c := *m
+	c.rows, c.ids, c.last, c.newest, c.gone = maps.Clone(m.rows), maps.Clone(m.ids), maps.Clone(m.last), maps.Clone(m.newest), maps.Clone(m.gone)
+	return &c
+}
+
+// same tells whether two values are equal as JSON.
+func same(t *rapid.T, a, b string) bool {
+	if a == "" || b == "" {
+		return a == b
+	}
+	return reflect.DeepEqual(value(t, a), value(t, b))
+}
+
+// apply does a request to the model, and holds the hub's answer against what it did.
+func (m *model) apply(t *rapid.T, r hub.Request, got hub.Result) {
+	tried := m.clone()
+	refused := false
+	want := make([]hub.Outcome, len(r.Writes))
+	var seqs []feed.Seq
+	for i, w := range r.Writes {
+		var logged bool
+		want[i], logged = tried.one(t, r, w, got.Outcomes[i])
+		if logged {
+			seqs = append(seqs, want[i].Seq)
+		}
+		refused = refused || r.Atomic && want[i].Status != hub.OK && want[i].Status != hub.Duplicate
+	}
+	if refused {
+		for i := range want {
+			if o := &want[i]; o.Status == hub.OK || o.Status == hub.Duplicate {
+				*o = hub.Outcome{ID: o.ID, Status: hub.Aborted}
+			} else {
+				row := m.rows[modelKey{r.Tenant, r.Writes[i].Collection, o.Key}]
+				o.Seq, o.Value = row.seq, row.value
+			}
+		}
+	} else {
+		for _, seq := range seqs {
+			tried.last[seq] = seq
+			if r.Atomic {
+				tried.last[seq] = seqs[len(seqs)-1]
+			}
+		}
+		*m = *tried
+	}
+	if got.Refused != refused {
+		t.Fatalf("%+v: refused %v instead of %v: %+v", r, got.Refused, refused, got.Outcomes)
+	}
+	for i, o := range got.Outcomes {
+		w := want[i]
+		if o.ID != w.ID || o.Status != w.Status || o.Key != w.Key && !strings.HasPrefix(w.Key, unknownKey) || o.Seq != w.Seq || !same(t, o.Value, w.Value) {
+			t.Fatalf("%+v\n  got  %+v\n  want %+v", r.Writes[i], o, w)
+		}
+	}
+	if !refused && (got.Cursor.Seq >= m.next || slices.ContainsFunc(got.Outcomes, func(o hub.Outcome) bool {
+		return o.Status == hub.OK && o.Value != "" && o.Seq > got.Cursor.Seq
+	})) {
+		t.Fatalf("cursor %d of %+v, with %d the next", got.Cursor.Seq, got.Outcomes, m.next)
+	}
+}
+
+// unknownKey begins the keys that the hub made for what it aborted then.
+const unknownKey = "made "
+
+func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome) (o hub.Outcome, logged bool) {
+	o.ID = w.ID
+	id := modelID{r.Tenant, r.Client, w.ID}
+	body := fmt.Sprintf("%s %s %q %s %s %v", w.Op, w.Collection, w.Key, w.Value, w.Patch, w.If != nil)
+	if w.If != nil {
+		body += fmt.Sprint(*w.If)
+	}
+	if s, ok := m.ids[id]; ok && w.ID != "" && time.Since(s.at) < idWindow {
+		if s.body == body {
+			o = s.outcome
+			o.Status = hub.Duplicate
+			return o, false
+		}
+		o.Status, o.Key = hub.IDReused, w.Key
+		if o.Key == "" {
+			o.Key = s.outcome.Key
+		}
+		row := m.rows[modelKey{r.Tenant, w.Collection, o.Key}]
+		o.Seq, o.Value = row.seq, row.value
+		return o, false
+	}
+	if o.Key = w.Key; o.Key == "" {
+		if o.Key = got.Key; got.Status == hub.Aborted {
+			o.Key = fmt.Sprint(unknownKey, m.next)
+		} else if len(o.Key) != 36 {
+			t.Fatalf("the key that was made is %q", o.Key)
+		}
+	}
+	key := modelKey{r.Tenant, w.Collection, o.Key}
+	row, there := m.rows[key]
+	o.Seq, o.Value = row.seq, row.value
+	if w.If != nil && *w.If != row.seq {
+		o.Status = hub.Conflict
+		return o, false
+	}
+	value := string(w.Value)
+	switch {
+	case w.Op == "insert" && there:
+		o.Status = hub.Exists
+		return o, false
+	case w.Op == "modify" && !there:
+		o.Status = hub.Missing
+		return o, false
+	case w.Patch != nil:
+		value = patched(t, row.value, string(w.Patch))
+	case w.Op == "remove" && !there && w.ID == "":
+		o.Status, o.Seq = hub.OK, m.next-1
+		return o, false
+	}
+	o.Status, o.Seq, o.Value = hub.OK, m.next, value
+	m.next++
+	now := moment{o.Seq, time.Now()}
+	switch {
+	case w.Op != "remove":
+		m.rows[key], m.newest[key] = modelRow{o.Seq, value}, now
+	case there:
+		delete(m.rows, key)
+		m.newest[key] = now
+		m.gone[r.Tenant] = append(slices.Clip(m.gone[r.Tenant]), now)
+	}
+	if w.ID != "" {
+		m.ids[id] = seen{body, o, time.Now()}
+	}
+	return o, true
+}
+
+func patched(t *rapid.T, target, patch string) string {
+	b, err := json.Marshal(merged(value(t, target), value(t, patch)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// world is a hub, the model of it, and who follows it.
+type world struct {
+	log       *feedtest.Memory
+	hub       *hub.Hub
+	opts      hub.Options
+	model     *model
+	followers []*follower
+	sent      []hub.Request
+	epochs    []feed.Epoch
+
+	mu     sync.Mutex
+	faults []error       // guarded by mu: what the next appends come to
+	busy   chan struct{} // guarded by mu: the next append waits until it is closed
+}
+
+// plan says what the next appends come to, and returns what was planned and not used.
+func (w *world) plan(faults []error, busy chan struct{}) (unused []error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	unused, w.faults, w.busy = w.faults, faults, busy
+	return unused
+}
+
+func (w *world) append(_ feed.Position, group []byte) (err error) {
+	if g, _, err := feed.DecodeGroup(group); err != nil || len(g.Transactions) == 0 {
+		return err // what is forgotten comes whenever it comes
+	}
+	w.mu.Lock()
+	busy := w.busy
+	w.busy = nil
+	if busy == nil && len(w.faults) > 0 {
+		err, w.faults = w.faults[0], w.faults[1:]
+	}
+	w.mu.Unlock()
+	if busy != nil {
+		<-busy
+	}
+	return err
+}
+
+func newWorld(t *rapid.T) *world {
+	w := &world{opts: hub.Options{Tombstones: tombWindow, IDs: idWindow, Log: rapid.Int64Range(1, 20_000).Draw(t, "log")}}
+	w.lose(t)
+	return w
+}
+
+// lose begins again with an empty log, as after a disk that is gone.
+func (w *world) lose(t *rapid.T) {
+	if w.hub != nil && rapid.IntRange(0, 9).Draw(t, "really") > 0 {
+		t.Skip()
+	}
+	w.stop()
+	w.log, w.model, w.sent = feedtest.NewMemory(), newModel(), nil
+	w.epochs = append(w.epochs, w.log.Epoch())
+	w.log.OnAppend = w.append
+	w.open(t)
+}
+
+func (w *world) open(t *rapid.T) {
+	h, err := hub.Open(context.Background(), w.log, w.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.hub = h
+}
+
+func (w *world) stop() {
+	for _, f := range w.followers {
+		f.close()
+	}
+	if w.hub != nil {
+		w.hub.Drain(context.Background())
+	}
+}
+
+// restart reads the log back: nothing may be different.
+func (w *world) restart(t *rapid.T) {
+	for _, f := range w.followers {
+		f.close()
+	}
+	before, stats := w.dump(t), w.hub.Stats()
+	w.hub.Drain(context.Background())
+	w.open(t)
+	after := w.hub.Stats()
+	if got := w.dump(t); got != before {
+		t.Fatalf("before the restart\n%s\nafter it\n%s", before, got)
+	}
+	if after.Head != stats.Head || after.Rows != stats.Rows || after.Bytes != stats.Bytes || after.Head != w.model.next-1 || int(after.Rows) != len(w.model.rows) {
+		t.Fatalf("before the restart %+v, after it %+v, the model has %d rows and is before %d", stats, after, len(w.model.rows), w.model.next)
+	}
+}
+
+// dump is what each collection says to a reader from the beginning, and below which
+// cursor it would have to begin anew.
+func (w *world) dump(t *rapid.T) string {
+	var b strings.Builder
+	for _, tenant := range tenants {
+		for _, collection := range collections {
+			first := func(cursors ...string) *feed.Batch {
+				s, err := w.hub.Open(hub.Everything, tenant, []feed.Start{{Collection: collection, Cursors: cursors}}, hub.SessionOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				batch, err := s.Next(context.Background())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return batch
+			}
+			fmt.Fprintln(&b, tenant, collection)
+			for _, i := range first().Items {
+				fmt.Fprintf(&b, "%s\n", i.Append(nil))
+			}
+			head := int(w.model.next - 1)
+			floor := 1
+			for low, high := 1, head; low <= high; {
+				floor = (low + high) / 2
+				if len(first(feed.Cursor{Epoch: w.log.Epoch(), Seq: feed.Seq(floor)}.String()).Resets) > 0 {
+					low = floor + 1
+				} else {
+					high = floor - 1
+				}
+				floor = low
+			}
+			fmt.Fprintln(&b, "from", floor)
+		}
+	}
+	return b.String()
+}
+
+func (w *world) wait() {
+	time.Sleep(aStep) // of the bubble
+	synctest.Wait()
+}
+
+// request draws a request; sometimes one that was sent before.
+func (w *world) request(t *rapid.T) hub.Request {
+	if len(w.sent) > 0 && rapid.IntRange(0, 4).Draw(t, "again") == 0 {
+		return rapid.SampledFrom(w.sent).Draw(t, "request")
+	}
+	r := hub.Request{
+		Tenant: rapid.SampledFrom(tenants).Draw(t, "tenant"),
+		Client: rapid.SampledFrom([]string{"", "c"}).Draw(t, "client"),
+		Atomic: rapid.Bool().Draw(t, "atomic"),
+	}
+	for range rapid.IntRange(1, 4).Draw(t, "n") {
+		c := hub.Write{
+			Op:         rapid.SampledFrom([]string{"insert", "put", "put", "modify", "remove"}).Draw(t, "op"),
+			Collection: rapid.SampledFrom(collections).Draw(t, "collection"),
+			Key:        rapid.SampledFrom([]string{"a", "b", `"`, "d"}).Draw(t, "key"),
+		}
+		if rapid.Bool().Draw(t, "has id") {
+			c.ID = fmt.Sprint(rapid.IntRange(0, 30).Draw(t, "id"))
+		}
+		v := []byte(fmt.Sprintf(`{"n":%d}`, rapid.IntRange(0, 9).Draw(t, "value")))
+		switch {
+		case c.Op == "modify" && rapid.Bool().Draw(t, "patch"):
+			c.Patch = []byte(rapid.SampledFrom([]string{`{"p":{"x":1}}`, `{"p":{"x":null,"y":2}}`, `{"n":null}`}).Draw(t, "patch of"))
+		case c.Op != "remove":
+			c.Value = v
+		}
+		if c.Op == "insert" && rapid.IntRange(0, 9).Draw(t, "make key") == 0 {
+			c.Key = ""
+		}
+		if rapid.IntRange(0, 4).Draw(t, "has if") == 0 {
+			seq := feed.Seq(rapid.IntRange(0, int(w.model.next)).Draw(t, "if"))
+			if row, ok := w.model.rows[modelKey{r.Tenant, c.Collection, c.Key}]; ok && rapid.Bool().Draw(t, "right if") {
+				seq = row.seq
+			}
+			c.If = &seq
+		}
+		r.Writes = append(r.Writes, c)
+	}
+	w.sent = append(w.sent, r)
+	return r
+}
+
+var errDefinite = errors.New("the disk is full")
+
+// fault draws what the next append comes to; lost tells that it does not happen.
+func (w *world) fault(t *rapid.T) (faults []error, lost bool) {
+	switch rapid.IntRange(0, 19).Draw(t, "fault") {
+	case 0:
+		return []error{feedtest.ErrStored}, false
+	case 1:
+		return []error{feed.ErrUnknown}, false
+	case 2:
+		return []error{feed.ErrUnknown, errDefinite, feedtest.ErrStored}, false
+	case 3:
+		return []error{errDefinite}, true
+	}
+	return nil, false
+}
+
+func (w *world) write(t *rapid.T) {
+	r := w.request(t)
+	faults, lost := w.fault(t)
+	w.plan(faults, nil)
+	got, err := w.hub.Write(context.Background(), hub.Everything, r)
+	if unused := w.plan(nil, nil); err != nil && lost && len(unused) == 0 {
+		return
+	}
+	if err != nil {
+		t.Fatalf("%+v: %v", r, err)
+	}
+	w.model.apply(t, r, got)
+}
+
+// burst sends several requests while the log is busy, so that they come into one group.
+func (w *world) burst(t *rapid.T) {
+	faults, lost := w.fault(t)
+	busy := make(chan struct{})
+	w.plan(faults, busy)
+	var pending []*hub.Pending
+	first := hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "a", `{}`)}}
+	requests := []hub.Request{first}
+	for range rapid.IntRange(1, 5).Draw(t, "requests") {
+		requests = append(requests, w.request(t))
+	}
+	for i, r := range requests {
+		p, err := w.hub.Begin(hub.Everything, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pending = append(pending, p); i == 0 {
+			synctest.Wait() // it is being appended
+		}
+	}
+	close(busy)
+	before := w.model.clone()
+	failed := 0
+	for i, p := range pending {
+		got, err := p.Wait(context.Background())
+		switch {
+		case err == nil:
+			w.model.apply(t, requests[i], got)
+		case lost && i > 0:
+			failed++
+		default:
+			t.Fatal(err)
+		}
+		if i == 0 {
+			before = w.model.clone()
+		}
+	}
+	if failed > 0 {
+		// Nothing of the group happened, so nobody in it may have been told anything else.
+		if failed != len(requests)-1 {
+			t.Fatalf("%d of %d requests of one group failed", failed, len(requests)-1)
+		}
+		w.model = before
+	}
+	w.plan(nil, nil)
+}
+
+// follower is a client that keeps the rules of the protocol.
+type follower struct {
+	tenant      string
+	collections []string
+	// single: it keeps one cursor, as an EventSource does. Else one for each collection,
+	// and it subscribes and unsubscribes.
+	single bool
+	limit  int
+
+	epoch   feed.Epoch
+	last    string              // the one cursor
+	at      map[string]feed.Seq // those of each collection
+	rows    map[modelKey]modelRow
+	staged  map[string]map[modelKey]modelRow // of collections that were reset
+	session *hub.Session
+	prev    feed.Seq            // the sequence before, in this session, since something began
+	from    map[string]feed.Seq // where the collections began in this session
+}
+
+func (f *follower) close() {
+	if f.session != nil {
+		f.session.Close()
+		f.session = nil
+	}
+}
+
+func (w *world) follow(t *rapid.T) {
+	if len(w.followers) == 4 {
+		t.Skip()
+	}
+	f := &follower{
+		tenant:      rapid.SampledFrom(tenants).Draw(t, "tenant"),
+		collections: rapid.SliceOfNDistinct(rapid.SampledFrom(collections), 1, 3, rapid.ID).Draw(t, "collections"),
+		single:      rapid.Bool().Draw(t, "single"),
+		limit:       rapid.SampledFrom([]int{1, 2, 5, 1000}).Draw(t, "limit"),
+		at:          make(map[string]feed.Seq), from: make(map[string]feed.Seq), rows: make(map[modelKey]modelRow), staged: make(map[string]map[modelKey]modelRow),
+	}
+	w.followers = append(w.followers, f)
+	w.connect(t, f)
+}
+
+// some draws a follower that is connected, or not.
+func (w *world) some(t *rapid.T, connected bool) *follower {
+	var some []*follower
+	for _, f := range w.followers {
+		if (f.session != nil) == connected {
+			some = append(some, f)
+		}
+	}
+	if len(some) == 0 {
+		t.Skip()
+	}
+	return rapid.SampledFrom(some).Draw(t, "follower")
+}
+
+func (w *world) drop(t *rapid.T)   { w.some(t, true).close() }
+func (w *world) resume(t *rapid.T) { w.connect(t, w.some(t, false)) }
+
+// start is where f begins in a collection: where it has come to, or somewhere before.
+func (w *world) start(t *rapid.T, f *follower, collection string) feed.Start {
+	s := feed.Start{Collection: collection}
+	f.from[collection] = 0
+	if f.single {
+		if f.last != "" {
+			s.Cursors = []string{f.last}
+			c, _ := feed.ParseCursor(f.last)
+			f.from[collection] = c.Seq
+		}
+	} else if at := f.at[collection]; at > 0 {
+		if rapid.IntRange(0, 4).Draw(t, "go back") == 0 {
+			at = feed.Seq(rapid.IntRange(1, int(at)).Draw(t, "to"))
+		}
+		f.from[collection] = at
+		s.Cursors = []string{feed.Cursor{Epoch: f.epoch, Seq: at}.String()}
+		if rapid.Bool().Draw(t, "with more") {
+			s.Cursors = append(s.Cursors, "nonsense", "other-9")
+		}
+	}
+	return s
+}
+
+func (w *world) connect(t *rapid.T, f *follower) {
+	var starts []feed.Start
+	for _, c := range f.collections {
+		starts = append(starts, w.start(t, f, c))
+	}
+	s, err := w.hub.Open(hub.Everything, f.tenant, starts, hub.SessionOptions{Limit: f.limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the frame open says: the epoch. Sequences of two epochs can't be compared, so
+	// another one is a reset, also where the server has no cursor to see it by.
+	if f.epoch != w.hub.Epoch() {
+		f.epoch, f.at, f.last = w.hub.Epoch(), make(map[string]feed.Seq), ""
+		for _, c := range collections {
+			f.staged[c] = make(map[modelKey]modelRow)
+		}
+	}
+	f.session, f.prev = s, 0
+}
+
+func (w *world) subscribe(t *rapid.T) {
+	f := w.some(t, true)
+	if f.single {
+		t.Skip()
+	}
+	c := rapid.SampledFrom(collections).Draw(t, "collection")
+	if i := slices.Index(f.collections, c); i >= 0 {
+		f.collections = slices.Delete(f.collections, i, i+1)
+		f.session.Unsubscribe([]string{c}, "done")
+	} else {
+		f.collections = append(f.collections, c)
+		if err := f.session.Subscribe([]feed.Start{w.start(t, f, c)}, "done"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.prev = 0
+}
+
+func (w *world) read(t *rapid.T) {
+	f := w.some(t, true)
+	for range rapid.IntRange(1, 3).Draw(t, "batches") {
+		w.next(t, f)
+	}
+}
+
+func (w *world) catchUp(t *rapid.T) { w.readAll(t, w.some(t, true)) }
+
+func (w *world) readAll(t *rapid.T, f *follower) {
+	for w.next(t, f) {
+	}
+	w.compare(t, f)
+}
+
+// next takes what there is for a follower now, and tells whether there was anything.
+func (w *world) next(t *rapid.T, f *follower) bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	b, err := f.session.Next(ctx)
+	if errors.Is(err, context.Canceled) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range b.Resets {
+		for _, c := range r.Collections {
+			if r.Reason == feed.ResetExpired && !slices.ContainsFunc(w.model.gone[f.tenant], func(g moment) bool {
+				return g.seq > f.from[c] && time.Since(g.at) > tombWindow
+			}) {
+				t.Fatalf("%s is said to be expired after %d, and nothing was forgotten since: %+v", c, f.from[c], w.model.gone[f.tenant])
+			}
+			if r.Reason == feed.ResetAhead || r.Reason == feed.ResetMalformed || r.Reason == feed.ResetEpoch && len(w.epochs) == 1 {
+				t.Fatalf("%s is reset because of %s", c, r.Reason)
+			}
+			f.staged[c], f.at[c], f.prev = make(map[modelKey]modelRow), 0, 0
+		}
+	}
+	var transaction []wire
+	for n, i := range b.Items {
+		c := wireOf(i)
+		if c.Seq <= f.prev {
+			t.Fatalf("%d comes after %d", c.Seq, f.prev)
+		}
+		f.prev = c.Seq
+		if !slices.Contains(f.collections, c.Collection) {
+			t.Fatalf("%s comes, which is not followed: %v", c.Collection, f.collections)
+		}
+		transaction = append(transaction, c)
+		if n+1 < len(b.Items) && i.More != (w.model.last[c.Seq] == w.model.last[b.Items[n+1].Seq]) || n+1 == len(b.Items) && i.More {
+			t.Fatalf("%d says more: %v, item %d of %d", c.Seq, i.More, n, len(b.Items))
+		}
+		if i.More {
+			continue
+		}
+		for _, c := range transaction {
+			f.take(c)
+		}
+		for _, c := range transaction {
+			f.at[c.Collection] = max(f.at[c.Collection], i.Seq)
+		}
+		f.last = feed.Cursor{Epoch: f.epoch, Seq: i.Seq}.String()
+		w.border(t, f, i.Seq)
+		transaction = nil
+	}
+	w.border(t, f, b.Cursor.Seq)
+	if b.Live != b.Announce && b.Announce || b.Cursor.Epoch != f.epoch {
+		t.Fatalf("%+v", b)
+	}
+	if b.Announce {
+		f.last = b.Cursor.String()
+		for _, c := range f.collections {
+			f.at[c] = max(f.at[c], b.Cursor.Seq)
+			if staged, ok := f.staged[c]; ok {
+				maps.DeleteFunc(f.rows, func(k modelKey, _ modelRow) bool { return k.collection == c })
+				maps.Copy(f.rows, staged)
+				delete(f.staged, c)
+			}
+		}
+	}
+	if b.Live {
+		if b.Cursor.Seq != w.model.next-1 {
+			t.Fatalf("live at %d, and the log is at %d", b.Cursor.Seq, w.model.next-1)
+		}
+		w.compare(t, f)
+	}
+	return true
+}
+
+// take puts a change that is newer than what is held.
+func (f *follower) take(c wire) {
+	rows := f.rows
+	if staged, ok := f.staged[c.Collection]; ok {
+		rows = staged
+	}
+	key := modelKey{f.tenant, c.Collection, c.Key}
+	if c.Seq <= rows[key].seq {
+		return
+	}
+	if c.Op == "remove" {
+		delete(rows, key)
+	} else {
+		rows[key] = modelRow{c.Seq, string(c.Value)}
+	}
+}
+
+// border checks that the cursor of a feed stands in no transaction, as far as f could be
+// told of it. Where collections began at cursors of their own, a part may be told alone.
+func (w *world) border(t *rapid.T, f *follower, cursor feed.Seq) {
+	if !f.single {
+		return
+	}
+	before, after := make(map[feed.Seq]bool), make(map[feed.Seq]bool)
+	for key, newest := range w.model.newest {
+		_, there := w.model.rows[key]
+		switch {
+		case key.tenant != f.tenant || !slices.Contains(f.collections, key.collection):
+		case !there && time.Since(newest.at) > tombWindow: // forgotten
+		case newest.seq <= cursor:
+			before[w.model.last[newest.seq]] = true
+		case newest.seq > f.at[key.collection]: // not told before a reset of another collection
+			after[w.model.last[newest.seq]] = true
+		}
+	}
+	for last := range before {
+		if after[last] {
+			t.Fatalf("cursor %d stands in the transaction that ends with %d", cursor, last)
+		}
+	}
+}
+
+// compare holds the rows of a follower that is live against the model's.
+func (w *world) compare(t *rapid.T, f *follower) {
+	n := 0
+	for key, row := range w.model.rows {
+		if key.tenant != f.tenant || !slices.Contains(f.collections, key.collection) {
+			continue
+		}
+		n++
+		if has := f.rows[key]; has.seq != row.seq || !same(t, has.value, row.value) {
+			t.Fatalf("live, and %v is %+v instead of %+v", key, has, row)
+		}
+	}
+	for key := range f.rows {
+		if slices.Contains(f.collections, key.collection) {
+			n--
+		}
+	}
+	if n != 0 {
+		t.Fatalf("live, and there are %d rows that should be gone: %v", -n, f.rows)
+	}
+}
