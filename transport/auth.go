@@ -1,8 +1,8 @@
 package transport
 
 import (
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -24,7 +24,8 @@ type Loopback struct{}
 // Authorize grants everything to requests for a loopback name, from no web page or
 // from one that has a loopback origin.
 func (Loopback) Authorize(r *http.Request) (hub.Grant, error) {
-	if !loopbackHost(r.Host) {
+	// Who names no host speaks HTTP/1.0, and is no browser.
+	if !loopbackHost(r.Host) && (r.Host != "" || r.ProtoAtLeast(1, 1)) {
 		return hub.Grant{}, newProblem(hub.Forbidden, "a server without credentials answers to localhost, 127.0.0.1 and [::1] only, not to %q", r.Host)
 	}
 	if origin := r.Header.Get("Origin"); origin != "" && !loopbackOrigin(origin) {
@@ -33,22 +34,32 @@ func (Loopback) Authorize(r *http.Request) (hub.Grant, error) {
 	return hub.Everything, nil
 }
 
+// loopbackHost tells whether host, with or without a port, names this machine to
+// itself. It is strict: what is no host and port is no such name.
 func loopbackHost(host string) bool {
 	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		if strings.Trim(host[i+1:], "0123456789") != "" {
+			return false
+		}
+		name = host[:i]
+	}
+	if inner, ok := strings.CutPrefix(name, "["); ok {
+		inner, ok = strings.CutSuffix(inner, "]")
+		ip, err := netip.ParseAddr(inner)
+		return ok && err == nil && ip.Is6() && ip.Zone() == "" && ip.Unmap().IsLoopback()
 	}
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
 		return true
 	}
-	ip := net.ParseIP(strings.Trim(name, "[]"))
-	return ip != nil && ip.IsLoopback()
+	ip, err := netip.ParseAddr(name)
+	return err == nil && ip.Is4() && ip.IsLoopback()
 }
 
 func loopbackOrigin(origin string) bool {
 	u, err := url.Parse(origin)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && loopbackHost(u.Host)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && origin == u.Scheme+"://"+u.Host && loopbackHost(u.Host)
 }
 
 // cors lets pages of other loopback origins (a dev server beside ours) use the API.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -76,18 +77,22 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 	return nil
 }
 
-// body reads a request's body, up to the server's limit, within 30 s.
+// body reads a request's body, up to the server's limit, within the time that guard
+// has set for it.
 func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	control := http.NewResponseController(w)
-	// Where there are no deadlines (a test's recorder) there is no connection to hold up.
-	_ = control.SetReadDeadline(time.Now().Add(stalled))
-	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.opts.Body))
 	var large *http.MaxBytesError
 	switch {
+	case err == nil:
+		// What follows may take its time: the log's.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	case errors.As(err, &large):
 		return nil, newProblem(hub.TooLarge, "the body has more than %d bytes: send it in several requests", s.opts.Body)
-	case err != nil:
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		p := newProblem(hub.BadRequest, "the body did not come within %v", stalled)
+		p.Status, p.Title = http.StatusRequestTimeout, http.StatusText(http.StatusRequestTimeout)
+		return nil, p
+	default:
 		return nil, newProblem(hub.BadRequest, "the body can't be read: %s", err)
 	}
 	return raw, nil
@@ -157,7 +162,7 @@ func (b *body) request(tenant string) (hub.Request, error) {
 }
 
 func (c *change) write() (hub.Write, error) {
-	w := hub.Write{Collection: c.Collection, Op: c.Op, Value: c.Value, Patch: c.Patch}
+	w := hub.Write{Collection: c.Collection, Op: c.Op, Value: given(c.Value), Patch: given(c.Patch)}
 	if c.If != nil {
 		seq := feed.Seq(*c.If)
 		w.If = &seq
@@ -175,6 +180,15 @@ func (c *change) write() (hub.Write, error) {
 		w.Key = *c.Key
 	}
 	return w, nil
+}
+
+// given is a member's value, nil for null: as for all other members, that is as if it
+// were not there.
+func given(v jsontext.Value) []byte {
+	if v.Kind() == 'n' {
+		return nil
+	}
+	return v
 }
 
 func answerOf(r hub.Result) answer {
@@ -223,10 +237,7 @@ func refused(r hub.Result) *problem {
 
 // reply answers with one line of JSON.
 func reply(w http.ResponseWriter, status int, v any) {
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
+	begin(w, "application/json", "no-store")
 	w.WriteHeader(status)
 	w.Write(appendLine(nil, encode(v)))
 }

@@ -3,7 +3,6 @@ package transport
 import (
 	"errors"
 	"net"
-	"net/http"
 	"os"
 	"time"
 )
@@ -15,9 +14,12 @@ const stalled = 30 * time.Second
 // Listen wraps a listener so that a connection whose peer takes no byte for 30 s is
 // closed: one whose peer's buffers are full, and one whose peer is silently gone. A
 // slow peer that takes something now and then is not.
-func Listen(l net.Listener) net.Listener { return listener{l} }
+func Listen(l net.Listener) net.Listener { return listener{l, stalled} }
 
-type listener struct{ net.Listener }
+type listener struct {
+	net.Listener
+	patience time.Duration
+}
 
 func (l listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
@@ -25,17 +27,20 @@ func (l listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if tcp, ok := c.(*net.TCPConn); ok {
-		closeUnacknowledged(tcp, stalled)
+		tune(tcp, l.patience)
 	}
-	return &conn{c}, nil
+	return &conn{c, l.patience}, nil
 }
 
 // conn gives each write time for as long as it gets on.
-type conn struct{ net.Conn }
+type conn struct {
+	net.Conn
+	patience time.Duration
+}
 
 func (c *conn) Write(b []byte) (n int, err error) {
 	for {
-		if err := c.SetWriteDeadline(time.Now().Add(stalled)); err != nil {
+		if err := c.SetWriteDeadline(time.Now().Add(c.patience)); err != nil {
 			return n, err
 		}
 		m, err := c.Conn.Write(b[n:])
@@ -46,39 +51,12 @@ func (c *conn) Write(b []byte) (n int, err error) {
 	}
 }
 
-// writer writes answers that stream.
-type writer struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	shared  bool // the connection is other streams' too: HTTP/2
-}
-
-func newWriter(w http.ResponseWriter, r *http.Request) *writer {
-	return &writer{w, http.NewResponseController(w), r.ProtoMajor >= 2}
-}
-
-// send writes and flushes. On HTTP/2 a stream stalls by itself, not with its
-// connection, so it is given its time here, a piece at a time.
-func (w *writer) send(b []byte) error {
-	if !w.shared {
-		if _, err := w.w.Write(b); err != nil {
-			return err
-		}
-		return w.control.Flush()
+// CloseWrite lets net/http end an answer to somebody who is still sending without a
+// reset, which would take the answer away from them.
+func (c *conn) CloseWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
 	}
-	const piece = 8 << 10
-	for len(b) > 0 {
-		if err := w.control.SetWriteDeadline(time.Now().Add(stalled)); err != nil {
-			return err
-		}
-		n := min(piece, len(b))
-		if _, err := w.w.Write(b[:n]); err != nil {
-			return err
-		}
-		b = b[n:]
-		if err := w.control.Flush(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return half.CloseWrite()
 }

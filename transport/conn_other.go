@@ -7,6 +7,7 @@ import (
 	"time"
 )
 
-// closeUnacknowledged does nothing here: the keep-alive probes that Go switches on
-// find out about a peer that is gone, a little later.
-func closeUnacknowledged(*net.TCPConn, time.Duration) {}
+// tune does nothing here: the keep-alive probes that Go switches on find out about a
+// peer that is gone, a little later, and a peer that reads slowly but steadily may look
+// stalled where the kernel's buffers are large.
+func tune(*net.TCPConn, time.Duration) {}

@@ -52,11 +52,13 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 			}
 			p.open = nil
 		}
-		err := p.out.send(buf)
-		if err == nil && over {
-			err = errAnswered
+		if !over {
+			return buf, p.out.send(buf)
 		}
-		return buf, err
+		if err := p.out.last(buf); err != nil {
+			return buf, err
+		}
+		return buf, errAnswered
 	})
 }
 
@@ -69,17 +71,16 @@ func session(open []byte) string {
 // head sends the headers; it tells whether they were all that the client needs,
 // because it has the same answer already.
 func (p *pollSink) head(tag string, cacheable bool) (same bool) {
+	cache := "no-store"
 	h := p.w.Header()
-	h.Set("Content-Type", "application/x-ndjson")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Accel-Buffering", "no")
-	h.Set("ETag", tag)
-	h.Set("Cache-Control", "no-store")
 	if cacheable {
-		h.Set("Cache-Control", p.cache)
+		cache = p.cache
 		h.Set("Vary", "Origin, Accept, Last-Event-ID")
 	}
-	if hasToken(p.r.Header["If-None-Match"], tag) {
+	begin(p.w, "application/x-ndjson", cache)
+	h.Set("X-Accel-Buffering", "no")
+	h.Set("ETag", tag)
+	if unchanged(p.r, tag) {
 		p.w.WriteHeader(http.StatusNotModified)
 		return true
 	}
@@ -92,5 +93,5 @@ func (p *pollSink) End(_ context.Context, ended *hub.Ended) error {
 		p.head(`W/"`+session(p.open)+`"`, false)
 	}
 	buf := feed.AppendEnd(append([]byte(nil), p.open...), ended.Reason, ended.Retry)
-	return p.out.send(append(buf, '\n'))
+	return p.out.last(append(buf, '\n'))
 }

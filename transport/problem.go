@@ -86,10 +86,8 @@ func problemOf(err error) *problem {
 
 // write answers a request with the problem.
 func (p *problem) write(w http.ResponseWriter) {
+	begin(w, "application/problem+json", "no-store")
 	h := w.Header()
-	h.Set("Content-Type", "application/problem+json")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
 	if p.allow != "" {
 		h.Set("Allow", p.allow)
 	}

@@ -57,18 +57,18 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
 	if err != nil {
 		return err
 	}
-	defer session.Close()
 	open := feed.Open{
 		Epoch: c.hub.Epoch(), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
 		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, r.RemoteAddr),
 	}
-	if r.ProtoMajor != 1 {
+	if !upgradable(r) {
 		open.Transports = open.Transports[1:]
 	}
-	switch f.transport {
-	case websocketName:
+	if f.transport == websocketName {
 		return s.websocket(w, r, c, session, open, f.heartbeat)
-	case sseName:
+	}
+	defer session.Close()
+	if f.transport == sseName {
 		return sse(w, r, session, open)
 	}
 	return poll(w, r, session, open, f.limit, s.opts.PollCache)
@@ -109,7 +109,7 @@ func appendBatch(dst []byte, b *feed.Batch, f framing) []byte {
 	return dst
 }
 
-// lines sets frames apart by line ends: long poll and WebSocket.
+// lines sets frames apart by line ends: long poll.
 type lines struct{}
 
 func (lines) before(dst []byte, _ string) []byte      { return dst }

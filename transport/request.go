@@ -36,7 +36,7 @@ const (
 // feedRequest is the query of a feed, read and checked.
 type feedRequest struct {
 	transport string
-	starts    []feed.Start
+	starts    starts
 	heartbeat time.Duration
 	wait      time.Duration
 	limit     int
@@ -66,15 +66,11 @@ func readFeedRequest(r *http.Request) (f feedRequest, err error) {
 	if len(names) == 0 && f.transport != websocketName {
 		return f, newProblem(hub.BadRequest, "name at least one collection: ?c=todos")
 	}
-	if len(names) > feed.MaxCollections {
-		return f, newProblem(hub.TooMany, "%d collections in one feed; at most %d: open another feed", len(names), feed.MaxCollections)
+	if err := fewEnough(len(names)); err != nil {
+		return f, err
 	}
-	var remembered []string // by the transport, for all collections
-	for _, c := range []string{r.Header.Get("Last-Event-ID"), q.Get("last_event_id")} {
-		if c != "" {
-			remembered = append(remembered, c)
-		}
-	}
+	// What the transport remembers counts for all collections.
+	remembered := []string{r.Header.Get("Last-Event-ID"), q.Get("last_event_id")}
 	for _, c := range names {
 		name, own, _ := strings.Cut(c, "@")
 		if own == "" {
@@ -83,23 +79,40 @@ func readFeedRequest(r *http.Request) (f feedRequest, err error) {
 		if err := feed.CheckCollection(name); err != nil {
 			return f, newProblem(hub.BadName, "%s", err)
 		}
-		cursors := remembered
-		if own != "" {
-			cursors = append([]string{own}, remembered...)
-		}
-		i := slices.IndexFunc(f.starts, func(s feed.Start) bool { return s.Collection == name })
-		if i < 0 {
-			f.starts = append(f.starts, feed.Start{Collection: name, Cursors: cursors})
-		} else {
-			f.starts[i].Cursors = append(f.starts[i].Cursors, cursors...)
-		}
+		f.starts.add(name, append(remembered[:len(remembered):len(remembered)], own)...)
 	}
 	return f, nil
 }
 
+// starts are the places where the collections of a feed begin, at most
+// feed.MaxCollections.
+type starts []feed.Start
+
+// add adds a collection with the cursors that the client named for it; empty ones are
+// none. A collection that is named again is still one: all its cursors count.
+func (s *starts) add(name string, cursors ...string) {
+	i := slices.IndexFunc(*s, func(x feed.Start) bool { return x.Collection == name })
+	if i < 0 {
+		i = len(*s)
+		*s = append(*s, feed.Start{Collection: name})
+	}
+	for _, c := range cursors {
+		if c != "" {
+			(*s)[i].Cursors = append((*s)[i].Cursors, c)
+		}
+	}
+}
+
+func fewEnough(collections int) error {
+	if collections > feed.MaxCollections {
+		return newProblem(hub.TooMany, "%d collections; a feed has at most %d: open another", collections, feed.MaxCollections)
+	}
+	return nil
+}
+
 // choose picks the transport: what the query says, else what the headers ask for.
 func choose(r *http.Request, q url.Values) (string, error) {
-	upgrade := r.ProtoMajor == 1 && hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket")
+	upgrade := upgradable(r) && hasToken(r.Header["Connection"], "upgrade") && hasToken(r.Header["Upgrade"], "websocket")
 	switch t := q.Get("transport"); t {
 	case websocketName:
 		if !upgrade {
@@ -120,6 +133,10 @@ func choose(r *http.Request, q url.Values) (string, error) {
 	}
 	return pollName, nil
 }
+
+// upgradable tells whether a connection can become a WebSocket: not over HTTP/2, and
+// not behind a hop that speaks HTTP/1.0.
+func upgradable(r *http.Request) bool { return r.ProtoMajor == 1 && r.ProtoMinor >= 1 }
 
 func hasToken(values []string, token string) bool {
 	for _, v := range values {
@@ -151,6 +168,14 @@ func query(r *http.Request) (url.Values, error) {
 		return nil, newProblem(hub.BadRequest, "the query can't be read: %s", err)
 	}
 	return q, nil
+}
+
+// single reads a parameter that may come once.
+func single(q url.Values, name string) (string, error) {
+	if n := len(q[name]); n > 1 {
+		return "", newProblem(hub.BadRequest, "%s is given %d times", name, n)
+	}
+	return q.Get(name), nil
 }
 
 // number reads a whole number between least and most.

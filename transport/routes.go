@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,7 +39,7 @@ type Server struct {
 	router  *chi.Mux
 	hub     atomic.Pointer[hub.Hub]
 	why     atomic.Pointer[string] // why it does not serve
-	sockets sync.WaitGroup         // WebSockets, which http.Server does not wait for
+	sockets tally                  // WebSockets, which http.Server does not wait for
 }
 
 // New makes a server. It starts nothing.
@@ -86,6 +85,7 @@ func New(opts Options) *Server {
 // It must not be called once requests are served.
 func (s *Server) Mount(pattern string, handler http.Handler) {
 	s.router.Get(pattern, handler.ServeHTTP)
+	s.router.Head(pattern, handler.ServeHTTP)
 }
 
 // Serve makes the server ready: requests are answered from h from now on.
@@ -98,19 +98,7 @@ func (s *Server) Serve(h *hub.Hub) {
 func (s *Server) NotReady(why string) { s.why.Store(&why) }
 
 // Wait waits until all WebSockets are gone. They go when their hub is drained.
-func (s *Server) Wait(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		s.sockets.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+func (s *Server) Wait(ctx context.Context) error { return s.sockets.wait(ctx) }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
 
@@ -126,8 +114,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 }
 
 func plain(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
+	begin(w, "text/plain; charset=utf-8", "no-store")
 	w.WriteHeader(status)
 	w.Write([]byte(text + "\n"))
 }
@@ -143,7 +130,11 @@ type call struct {
 func (s *Server) handle(fn func(w http.ResponseWriter, r *http.Request, c call) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := s.admit(w, r, fn); err != nil {
-			problemOf(err).write(w)
+			p := problemOf(err)
+			if p.Code == codeInternal && r.Context().Err() == nil {
+				s.opts.Logger.Error("answer a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "err", err)
+			}
+			p.write(w)
 		}
 	}
 }
@@ -170,15 +161,24 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.Re
 	return fn(w, r, call{s.hub.Load(), grant, tenant})
 }
 
-// guard turns a panic in one request into a 500 for its sender.
+// guard turns a panic in one request into a 500 for its sender, or, once the answer
+// has begun, into an answer that is cut off; and gives a body its time to come.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// Also where nobody reads it: net/http does, to get to the next request. Where
+			// there are no deadlines (a test's recorder) there is no connection to hold up.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(stalled))
+		}
 		defer func() {
 			if v := recover(); v != nil {
 				if v == http.ErrAbortHandler {
 					panic(v)
 				}
 				s.opts.Logger.Error("panic in a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "panic", v)
+				if begun(w) {
+					panic(http.ErrAbortHandler)
+				}
 				newProblem(codeInternal, "something went wrong in the server; its log says what").write(w)
 			}
 		}()

@@ -2,10 +2,9 @@ package transport
 
 import (
 	"bytes"
-	"errors"
 	"net/http"
+	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
@@ -21,26 +20,8 @@ func (s *Server) readRows(w http.ResponseWriter, r *http.Request, c call) error 
 	if err != nil {
 		return err
 	}
-	h := w.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("X-Content-Type-Options", "nosniff")
 	if q.Has("key") {
-		row, err := c.hub.Row(c.grant, c.tenant, collection, q.Get("key"))
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			return newProblem(codeNotFound, "the row %q of %s is not there", clip(q.Get("key")), collection)
-		}
-		h.Set("Cache-Control", "no-cache") // ask again each time; the tag makes that cheap
-		tag := tagOf(row.Seq())
-		h.Set("ETag", tag)
-		if hasToken(r.Header["If-None-Match"], tag) {
-			w.WriteHeader(http.StatusNotModified)
-			return nil
-		}
-		w.Write(append(appendRow(nil, row), '\n'))
-		return nil
+		return readRow(w, r, c, collection, q)
 	}
 	limit, err := number(q, "limit", 1, limitMost, limitDefault)
 	if err != nil {
@@ -50,7 +31,8 @@ func (s *Server) readRows(w http.ResponseWriter, r *http.Request, c call) error 
 	if err != nil {
 		return err
 	}
-	h.Set("Cache-Control", "no-store")
+	begin(w, "application/json", "no-store")
+	out := newWriter(w, r)
 	return withBuffer(func(b []byte) ([]byte, error) {
 		b = page.Cursor.Append(append(b, `{"cursor":"`...))
 		b = append(b, `","rows":[`...)
@@ -60,7 +42,7 @@ func (s *Server) readRows(w http.ResponseWriter, r *http.Request, c call) error 
 			}
 			b = appendRow(b, row)
 			if len(b) > bufferKept {
-				if _, err := w.Write(b); err != nil {
+				if out.send(b) != nil {
 					return b, nil // the client is gone
 				}
 				b = b[:0]
@@ -71,9 +53,32 @@ func (s *Server) readRows(w http.ResponseWriter, r *http.Request, c call) error 
 			b = append(append(append(b, `,"next":"`...), page.Next...), '"')
 		}
 		b = append(b, "}\n"...)
-		w.Write(b)
+		_ = out.last(b) // or the client is gone
 		return b, nil
 	})
+}
+
+func readRow(w http.ResponseWriter, r *http.Request, c call, collection string, q url.Values) error {
+	key, err := single(q, "key")
+	if err != nil {
+		return err
+	}
+	row, err := c.hub.Row(c.grant, c.tenant, collection, key)
+	if err != nil {
+		return err
+	}
+	if row == nil {
+		return newProblem(codeNotFound, "the row %q of %s is not there", clip(key), collection)
+	}
+	tag := tagOf(row.Seq())
+	begin(w, "application/json", "private, no-cache") // ask again each time; the tag makes that cheap
+	w.Header().Set("ETag", tag)
+	if unchanged(r, tag) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	_ = newWriter(w, r).last(append(appendRow(nil, row), '\n')) // or the client is gone
+	return nil
 }
 
 func appendRow(b []byte, c *feed.Change) []byte {
@@ -84,8 +89,6 @@ func appendRow(b []byte, c *feed.Change) []byte {
 	b = append(b, `,"value":`...)
 	return append(append(b, c.Value()...), '}')
 }
-
-func tagOf(seq feed.Seq) string { return `"` + strconv.FormatUint(uint64(seq), 10) + `"` }
 
 // rowAnswer answers a write to one row: the result, and the cursor that shows it.
 type rowAnswer struct {
@@ -132,7 +135,9 @@ func (s *Server) readRowWrite(w http.ResponseWriter, r *http.Request) (write hub
 	if err != nil {
 		return write, false, err
 	}
-	write.Key = q.Get("key")
+	if write.Key, err = single(q, "key"); err != nil {
+		return write, false, err
+	}
 	if q.Has("key") || r.Method != http.MethodPost {
 		if !q.Has("key") {
 			return write, false, newProblem(hub.BadRequest, "name the row: ?key=KEY, percent-encoded")
@@ -169,39 +174,4 @@ func (s *Server) readRowWrite(w http.ResponseWriter, r *http.Request) (write hub
 	}
 	conditional, err = conditions(r, &write)
 	return write, conditional, err
-}
-
-// conditions reads If-Match and If-None-Match.
-func conditions(r *http.Request, w *hub.Write) (conditional bool, err error) {
-	match, none := strings.Join(r.Header["If-Match"], ","), strings.Join(r.Header["If-None-Match"], ",")
-	switch {
-	case match != "" && none != "":
-		return false, newProblem(hub.BadRequest, "either If-Match or If-None-Match, not both")
-	case none != "":
-		if none != "*" {
-			return false, newProblem(hub.BadRequest, "If-None-Match can be * only: the row must not be there")
-		}
-		w.If = new(feed.Seq)
-	case match == "*":
-		w.IfExists = true
-	case match != "":
-		seq, perr := parseTag(match)
-		if perr != nil {
-			return false, newProblem(hub.BadRequest, `If-Match must be one ETag, like "1040", or *`)
-		}
-		w.If = &seq
-	default:
-		return false, nil
-	}
-	return true, nil
-}
-
-func parseTag(tag string) (feed.Seq, error) {
-	digits, ok := strings.CutPrefix(tag, `"`)
-	digits, ok2 := strings.CutSuffix(digits, `"`)
-	n, err := strconv.ParseUint(digits, 10, 53)
-	if !ok || !ok2 || err != nil {
-		return 0, errors.New("not a tag")
-	}
-	return feed.Seq(n), nil
 }

@@ -27,11 +27,8 @@ func (events) after(dst []byte, cursor *feed.Cursor) []byte {
 
 // sse answers with Server-Sent Events, until one side has enough.
 func sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open) error {
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store, no-transform")
-	h.Set("X-Accel-Buffering", "no")
-	h.Set("X-Content-Type-Options", "nosniff")
+	begin(w, "text/event-stream", "no-store, no-transform")
+	w.Header().Set("X-Accel-Buffering", "no")
 	out := newWriter(w, r)
 	first := events{}.before([]byte("retry: 1000\n\n"), "open")
 	if err := out.send(events{}.after(open.Append(first), nil)); err != nil {

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
@@ -26,84 +26,120 @@ const (
 // them it is not read, so a client that does not read its answers waits for itself.
 const requestsInFlight = 32
 
+// leaving is how long a socket may take to part: to be told what became of its
+// writes, and for the peer to answer the close frame.
+const leaving = 5 * time.Second
+
 // socket is one WebSocket: a goroutine in pump that writes, one that reads requests,
-// and one that waits for the outcome of writes.
+// and, from the first write on, one that waits for the outcome of writes.
+//
+// The library shakes hands, reads and closes; frames go out through link.
 type socket struct {
+	// Static after construction.
 	server  *Server
 	call    call
 	conn    *websocket.Conn
+	link    *link
 	session *hub.Session
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	slots   chan struct{} // a place for each request that is not answered
-	writes  chan written
-	pinging chan struct{} // room for one: a ping is under way
-	pinged  time.Time     // owned by pump: when the last ping was sent
 	beat    time.Duration
+	slots   chan struct{} // a place for each request that is not answered
+	writes  chan written  // as many places as slots
+	workers sync.WaitGroup
+	unsaid  tally // writes whose outcome is not among the replies yet
+
+	waiting bool // owned by read: wait runs
+
+	// Owned by pump.
+	messages messages
+	pinged   time.Time // when the last ping was sent
+
+	unanswered atomic.Bool // a ping waits for its pong
+	silent     *time.Timer // ends the socket when it has waited too long
 }
 
-// written is a write that was begun.
-type written struct {
-	id      []byte
-	pending *hub.Pending
-}
-
-// websocket answers with a WebSocket, until one side has enough.
+// websocket answers with a WebSocket, and closes the session. It returns once hands
+// are shaken, so that what net/http holds for a request can go.
 func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, open feed.Open, beat time.Duration) error {
-	if v := r.Header.Get("Sec-WebSocket-Version"); v != "13" {
-		w.Header().Set("Sec-WebSocket-Version", "13")
-		return newProblem(hub.BadRequest, "Sec-WebSocket-Version is %q; this server speaks 13", clip(v))
+	if err := handshake(w, r); err != nil {
+		session.Close()
+		return err
 	}
-	if key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key")); err != nil || len(key) != 16 {
-		return newProblem(hub.BadRequest, "Sec-WebSocket-Key must be 16 bytes in base64")
+	k := &socket{
+		server: s, call: c, session: session, beat: beat, pinged: time.Now(),
+		slots: make(chan struct{}, requestsInFlight), writes: make(chan written, requestsInFlight),
 	}
-	s.sockets.Add(1)
-	defer s.sockets.Done()
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+	h := &hijacker{ResponseWriter: w}
+	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"tidemark.v1"},
 		InsecureSkipVerify: true, // origins are the Authorizer's matter, by exact match
+		OnPingReceived:     k.pong,
+		OnPongReceived:     k.ponged,
 	})
 	if err != nil {
+		session.Close()
 		return nil // Accept has answered
 	}
-	defer conn.CloseNow()
 	conn.SetReadLimit(s.opts.Body)
-	// The request's context ends with the handler only: the connection is ours now.
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	k := &socket{
-		server: s, call: c, conn: conn, session: session, ctx: ctx, cancel: cancel, beat: beat,
-		slots: make(chan struct{}, requestsInFlight), writes: make(chan written, requestsInFlight),
-		pinging: make(chan struct{}, 1), pinged: time.Now(),
-	}
-	if err := k.send(open.Append(nil)); err != nil {
-		return nil
-	}
-	reader, waiter := make(chan struct{}), make(chan struct{})
-	go k.guard(reader, k.read)
-	go k.guard(waiter, k.wait)
-	err = pump(ctx, session, k)
-	if code, reason := closing(ctx, err); code != 0 {
-		_ = conn.Close(code, reason) // the peer may be gone; then it is closed all the same
-	}
-	cancel(nil)
-	_ = conn.CloseNow()
-	<-reader
-	<-waiter
-	k.pinging <- struct{}{} // the ping under way has ended
+	k.conn, k.link = conn, h.link
+	// The request's context ends with the handler.
+	k.ctx, k.cancel = context.WithCancelCause(context.Background())
+	k.silent = time.AfterFunc(time.Hour, func() {
+		k.cancel(errors.New("the peer does not answer pings"))
+		_ = k.link.Close()
+	})
+	k.silent.Stop()
+	s.sockets.add()
+	go k.run(open)
 	return nil
 }
 
-// guard runs a goroutine of the socket; a panic in it costs the socket, not the process.
-func (k *socket) guard(done chan<- struct{}, run func()) {
-	defer close(done)
-	defer func() {
-		if v := recover(); v != nil {
-			k.server.opts.Logger.Error("panic in a WebSocket", "panic", v)
-			k.cancel(closeError{websocket.StatusInternalError, "failed"})
+// handshake refuses what the library would, in the words of the protocol.
+func handshake(w http.ResponseWriter, r *http.Request) error {
+	if v := r.Header.Get("Sec-WebSocket-Version"); v != "13" {
+		w.Header().Set("Sec-WebSocket-Version", "13")
+		return newProblem(codeUpgrade, "Sec-WebSocket-Version is %q; this server speaks 13", clip(v))
+	}
+	keys := r.Header["Sec-Websocket-Key"]
+	if len(keys) == 1 {
+		if key, err := base64.StdEncoding.DecodeString(keys[0]); err == nil && len(key) == 16 {
+			return nil
 		}
+	}
+	return newProblem(hub.BadRequest, "Sec-WebSocket-Key must be one key, 16 bytes in base64")
+}
+
+// run is the life of a socket.
+func (k *socket) run(open feed.Open) {
+	defer k.server.sockets.done()
+	defer func() {
+		k.session.Close()
+		k.cancel(nil)
+		_ = k.conn.CloseNow()
+		_ = k.link.Close() // CloseNow does nothing once Close has begun
+		k.workers.Wait()
+		k.silent.Stop()
 	}()
-	run()
+	defer k.recover()
+	err := k.link.send(messageOf(open.Append(nil)))
+	if err == nil {
+		k.workers.Go(k.read)
+		err = pump(k.ctx, k.session, k)
+	}
+	k.session.Close()
+	if code, reason := closing(k.ctx, err); code != 0 {
+		_ = k.link.SetReadDeadline(time.Now().Add(leaving))
+		_ = k.conn.Close(code, reason) // the peer may be gone; then it is closed all the same
+	}
+}
+
+// recover makes a panic cost the socket, not the process.
+func (k *socket) recover() {
+	if v := recover(); v != nil {
+		k.server.opts.Logger.Error("panic in a WebSocket", "panic", v)
+		k.cancel(closeError{websocket.StatusInternalError, "failed"})
+	}
 }
 
 // closeError is why a socket is closed, as the close frame says it.
@@ -114,7 +150,7 @@ type closeError struct {
 
 func (e closeError) Error() string { return e.reason }
 
-// closing is the close frame that ends a socket, 0 where it is closed already.
+// closing is the close frame that ends a socket, 0 where there is nobody to read it.
 func closing(ctx context.Context, err error) (websocket.StatusCode, string) {
 	var c closeError
 	switch {
@@ -126,49 +162,49 @@ func closing(ctx context.Context, err error) (websocket.StatusCode, string) {
 	return 0, ""
 }
 
-func (k *socket) send(b []byte) error { return k.conn.Write(k.ctx, websocket.MessageText, b) }
-
-// Send sends a batch as one message.
+// Send sends a batch, in as few messages as it fits.
 func (k *socket) Send(_ context.Context, b *feed.Batch) error {
 	err := withBuffer(func(buf []byte) ([]byte, error) {
-		buf = appendBatch(buf, b, lines{})
-		return buf, k.send(bytes.TrimSuffix(buf, []byte("\n")))
+		k.messages.reset()
+		buf = k.messages.end(appendBatch(buf, b, &k.messages))
+		// Behind a proxy a socket can be written to long after the client has gone; and what
+		// is behind pings of its own would be late to answer.
+		if b.Live && time.Since(k.pinged) >= k.beat/2 && k.unanswered.CompareAndSwap(false, true) {
+			k.pinged = time.Now()
+			buf = k.messages.ping(buf)
+			k.silent.Reset(stalled)
+		}
+		for _, m := range k.messages.all {
+			if err := k.link.send(buf[m.from:m.to]); err != nil {
+				return buf, err
+			}
+		}
+		return buf, nil
 	})
 	for range b.Replies {
 		<-k.slots
 	}
-	if err == nil && b.Announce && time.Since(k.pinged) >= k.beat/2 {
-		k.ping()
-	}
 	return err
 }
 
-// ping finds out whether the peer is still there, once a heartbeat: behind a proxy
-// a socket can be written to long after the client has gone.
-func (k *socket) ping() {
-	select {
-	case k.pinging <- struct{}{}:
-	default:
-		return
-	}
-	k.pinged = time.Now()
-	go func() {
-		defer func() { <-k.pinging }()
-		ctx, cancel := context.WithTimeout(k.ctx, stalled)
-		defer cancel()
-		if err := k.conn.Ping(ctx); err != nil {
-			k.cancel(err)
-			_ = k.conn.CloseNow()
+// End sends the server's last word, after the answers to what was written before.
+func (k *socket) End(ctx context.Context, ended *hub.Ended) error {
+	patience, cancel := context.WithTimeout(ctx, leaving)
+	_ = k.unsaid.wait(patience) // an outcome that takes longer stays unknown to the client
+	cancel()
+	for {
+		b, err := k.session.Next(ctx)
+		if err != nil {
+			break
 		}
-	}()
-}
-
-// End sends the server's last word.
-func (k *socket) End(_ context.Context, ended *hub.Ended) error {
+		if err := k.Send(ctx, b); err != nil {
+			return err
+		}
+	}
 	if ended.Reason == badFrame { // it was told in an error
 		return closeError{closeBadFrame, badFrame}
 	}
-	if err := k.send(feed.AppendEnd(nil, ended.Reason, ended.Retry)); err != nil {
+	if err := k.link.send(messageOf(feed.AppendEnd(nil, ended.Reason, ended.Retry))); err != nil {
 		return err
 	}
 	code := websocket.StatusTryAgainLater
@@ -183,13 +219,26 @@ func (k *socket) End(_ context.Context, ended *hub.Ended) error {
 	return closeError{code, ended.Reason}
 }
 
+// pong answers a ping of the client's; false: the library must not.
+func (k *socket) pong(_ context.Context, payload []byte) bool {
+	k.link.pong(payload)
+	return false
+}
+
+// ponged is called for each pong: whatever it answers, the peer is there.
+func (k *socket) ponged(context.Context, []byte) {
+	k.silent.Stop()
+	k.unanswered.Store(false)
+}
+
 // read reads requests, until the client leaves or sends what can't be read.
 func (k *socket) read() {
 	defer close(k.writes)
+	defer k.recover()
 	for {
 		kind, message, err := k.conn.Read(k.ctx)
 		if err != nil {
-			k.cancel(err)
+			k.gone(err)
 			return
 		}
 		if kind != websocket.MessageText {
@@ -209,145 +258,17 @@ func (k *socket) read() {
 	}
 }
 
-// place takes a place for a request, which its one reply gives back.
-func (k *socket) place() bool {
-	select {
-	case k.slots <- struct{}{}:
-		return true
-	case <-k.ctx.Done():
-		return false
-	}
-}
-
-// badFrame ends a session whose client sends what is no frame.
-const badFrame = "bad-frame"
-
-func (k *socket) bad(detail string) {
-	k.refuse(nil, newProblem(hub.BadRequest, "%s", detail))
-	k.session.End(&hub.Ended{Reason: badFrame})
-}
-
-// request does what a frame of the client's asks for.
-func (k *socket) request(line []byte) (goOn bool) {
-	var head struct {
-		Type *string         `json:"type"`
-		ID   json.RawMessage `json:"id"`
-	}
-	if !jsontext.Value(line).IsValid() || json.Unmarshal(line, &head) != nil || head.Type == nil {
-		k.bad(`a frame must be one line of valid JSON, an object with a "type"`)
-		return false
-	}
-	id := head.ID
-	if len(id) > 256+2 || len(id) > 0 && id[0] != '"' && (id[0] < '0' || id[0] > '9') {
-		k.refuse(nil, newProblem(hub.BadRequest, "id must be a string of at most 256 bytes"))
-		return true
-	}
-	var err error
-	switch *head.Type {
-	case "subscribe":
-		err = k.subscribe(line, id)
-	case "unsubscribe":
-		err = k.unsubscribe(line, id)
-	case "write":
-		err = k.write(line, id)
-	case "auth":
-		// Nothing ends here with a credential as long as the server has none.
-		k.session.Reply(done(id))
+// gone ends the socket because it can't be read any more.
+func (k *socket) gone(err error) {
+	switch {
+	case websocket.CloseStatus(err) != -1: // the client closes; it was answered
+	case errors.Is(err, websocket.ErrMessageTooBig):
+		// It was told, but closing at once, with bytes of it still unread, would reset the
+		// connection, and the client would not see why.
+		err = closeError{websocket.StatusMessageTooBig, "too large"}
 	default:
-		err = newProblem(hub.BadRequest, "type %q is not known: subscribe, unsubscribe, write or auth", clip(*head.Type))
+		err = closeError{websocket.StatusProtocolError, "protocol error"}
 	}
-	if err != nil {
-		k.refuse(id, err)
-	}
-	return true
-}
-
-func (k *socket) refuse(id []byte, err error) { k.session.Reply(problemOf(err).frame(id)) }
-
-func done(id []byte) string {
-	if len(id) == 0 {
-		return `{"type":"done"}`
-	}
-	return `{"type":"done","id":` + string(id) + `}`
-}
-
-func (k *socket) subscribe(line, id []byte) error {
-	var f struct {
-		Type        string         `json:"type"`
-		ID          jsontext.Value `json:"id"`
-		Collections []struct {
-			Name   string `json:"name"`
-			Cursor string `json:"cursor"`
-		} `json:"collections"`
-	}
-	if err := decode(line, &f); err != nil {
-		return err
-	}
-	if len(f.Collections) == 0 {
-		return newProblem(hub.BadRequest, `name at least one collection: "collections":[{"name":"todos"}]`)
-	}
-	starts := make([]feed.Start, len(f.Collections))
-	for i, c := range f.Collections {
-		starts[i] = feed.Start{Collection: c.Name}
-		if c.Cursor != "" {
-			starts[i].Cursors = []string{c.Cursor}
-		}
-	}
-	return k.session.Subscribe(starts, done(id))
-}
-
-func (k *socket) unsubscribe(line, id []byte) error {
-	var f struct {
-		Type        string         `json:"type"`
-		ID          jsontext.Value `json:"id"`
-		Collections []string       `json:"collections"`
-	}
-	if err := decode(line, &f); err != nil {
-		return err
-	}
-	for _, name := range f.Collections {
-		if err := feed.CheckCollection(name); err != nil {
-			return newProblem(hub.BadName, "%s", err)
-		}
-	}
-	k.session.Unsubscribe(f.Collections, done(id))
-	return nil
-}
-
-func (k *socket) write(line, id []byte) error {
-	var b body
-	if err := decode(line, &b); err != nil {
-		return err
-	}
-	req, err := b.request(k.call.tenant)
-	if err != nil {
-		return err
-	}
-	pending, err := k.call.hub.Begin(k.call.grant, req)
-	if err != nil {
-		return err
-	}
-	k.writes <- written{id, pending} // there is room: it holds as many as there are places
-	return nil
-}
-
-// wait answers writes, in the order in which they were begun.
-func (k *socket) wait() {
-	for w := range k.writes {
-		result, err := w.pending.Wait(k.ctx)
-		switch {
-		case k.ctx.Err() != nil:
-			continue // nobody is there to be told
-		case err != nil:
-			k.refuse(w.id, err)
-		case result.Refused:
-			k.refuse(w.id, refused(result))
-		default:
-			k.session.Reply(string(encode(struct {
-				Type string          `json:"type"`
-				ID   json.RawMessage `json:"id,omitempty"`
-				answer
-			}{"written", w.id, answerOf(result)})))
-		}
-	}
+	k.cancel(err)
+	k.silent.Reset(2 * leaving) // a peer that takes nothing any more is not waited for
 }

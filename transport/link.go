@@ -1,0 +1,170 @@
+package transport
+
+import (
+	"bufio"
+	"encoding/binary"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// link is the connection below a WebSocket. Messages, pings and pongs are written
+// here instead of by the library, which gives each control frame 5 s and closes the
+// connection when they are over: behind a message that a slow peer takes its time
+// for, that would end a peer which is alive.
+//
+// send, pong and Write may be called concurrently.
+type link struct {
+	net.Conn
+	early []byte // owned by Read: what came with the handshake
+
+	mu   sync.Mutex             // held for one frame
+	ping atomic.Pointer[string] // the payload of a ping that waits for its pong; of several, the last (RFC 6455, 5.5.3)
+}
+
+// Opcodes of the frames that link writes (RFC 6455, 5.2), each with FIN.
+const (
+	opText = 0x80 | 1
+	opPing = 0x80 | 9
+	opPong = 0x80 | 10
+)
+
+func (l *link) Read(b []byte) (int, error) {
+	if len(l.early) > 0 {
+		n := copy(b, l.early)
+		l.early = l.early[n:]
+		return n, nil
+	}
+	return l.Conn.Read(b)
+}
+
+// Write is for the library: frames that close.
+func (l *link) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	n, err := l.Conn.Write(b)
+	l.mu.Unlock()
+	l.answerPing()
+	return n, err
+}
+
+// send writes whole frames.
+func (l *link) send(frames []byte) error {
+	_, err := l.Write(frames)
+	return err
+}
+
+// pong answers a ping: now, or after the frame that is being written.
+func (l *link) pong(payload []byte) {
+	text := string(payload)
+	l.ping.Store(&text)
+	l.answerPing()
+}
+
+func (l *link) answerPing() {
+	for l.ping.Load() != nil && l.mu.TryLock() {
+		if payload := l.ping.Swap(nil); payload != nil {
+			frame := append(appendHeader(nil, opPong, len(*payload)), *payload...)
+			_, _ = l.Conn.Write(frame) // whoever reads or writes next notices
+		}
+		l.mu.Unlock()
+	}
+}
+
+// hijacker hands the library a link in place of the connection, with buffers of the
+// size that it still needs: it reads requests, and writes close frames.
+type hijacker struct {
+	http.ResponseWriter
+	link *link // once it was asked for
+}
+
+// Hijack is http.Hijacker's.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	h.link = &link{Conn: conn, early: slices.Clone(early)}
+	return h.link, bufio.NewReadWriter(bufio.NewReaderSize(h.link, 1024), bufio.NewWriterSize(h.link, 256)), nil
+}
+
+const (
+	headerRoom = 10 // the longest header of a frame
+	// messageSize is where a message is closed, at the next place where a transaction
+	// ends: so that a slow peer gets on, and pongs get through, message by message.
+	messageSize = 32 << 10
+)
+
+// messages frames a batch as WebSocket messages, a line for each frame of the feed.
+// In front of each message is room for its header.
+type messages struct {
+	all  []span // what is to be written, in the buffer
+	from int    // where the payload of the message under way begins; 0: there is none
+}
+
+type span struct{ from, to int }
+
+func (m *messages) reset() { m.all, m.from = m.all[:0], 0 }
+
+func (m *messages) before(dst []byte, _ string) []byte {
+	if m.from > 0 {
+		return append(dst, '\n')
+	}
+	var room [headerRoom]byte
+	dst = append(dst, room[:]...)
+	m.from = len(dst)
+	return dst
+}
+
+func (m *messages) after(dst []byte, cursor *feed.Cursor) []byte {
+	if cursor != nil && len(dst)-m.from >= messageSize {
+		return m.end(dst)
+	}
+	return dst
+}
+
+// end ends the message under way.
+func (m *messages) end(dst []byte) []byte {
+	if m.from == 0 {
+		return dst
+	}
+	var room [headerRoom]byte
+	header := appendHeader(room[:0], opText, len(dst)-m.from)
+	start := m.from - len(header)
+	copy(dst[start:], header)
+	m.all = append(m.all, span{start, len(dst)})
+	m.from = 0
+	return dst
+}
+
+// ping adds a ping, to be written with the message before it.
+func (m *messages) ping(dst []byte) []byte {
+	from := len(dst)
+	dst = appendHeader(dst, opPing, 0)
+	if n := len(m.all); n > 0 {
+		m.all[n-1].to = len(dst)
+	} else {
+		m.all = append(m.all, span{from, len(dst)})
+	}
+	return dst
+}
+
+// messageOf is one frame of the feed as a message.
+func messageOf(frame []byte) []byte {
+	return append(appendHeader(nil, opText, len(frame)), frame...)
+}
+
+// appendHeader appends the header of a server's frame (RFC 6455, 5.2).
+func appendHeader(dst []byte, op byte, n int) []byte {
+	switch {
+	case n < 126:
+		return append(dst, op, byte(n))
+	case n < 1<<16:
+		return binary.BigEndian.AppendUint16(append(dst, op, 126), uint16(n))
+	}
+	return binary.BigEndian.AppendUint64(append(dst, op, 127), uint64(n))
+}
