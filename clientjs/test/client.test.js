@@ -277,6 +277,6 @@ test('whatever happens to the connection, and on whatever transports, a page end
       await client.close()
       await server.close()
     }),
-    { numRuns: 150 },
+    { numRuns: 60 },
   )
 })

@@ -189,11 +189,12 @@ test('frames that nobody knows yet may follow the last one of a poll', async () 
 test('a poll that is answered at once with nothing new is not asked again at once', async () => {
   const { wire, clock, states, follow } = setup('poll')
   await follow()
-  for (let i = 0; i < 2; i++) {
-    await wire.feed.send(open, live(1))
+  for (let i = 1; i < 4; i++) {
+    // The third one brings what the second has brought.
+    await wire.feed.send(open, change(Math.min(i, 2), 'a', { n: i }), live(Math.min(i, 2)))
     await wire.feed.end()
   }
-  assert.equal(wire.feeds.length, 2)
+  assert.equal(wire.feeds.length, 3)
   assert.equal(states.at(-1), 'offline: nothing new')
   assert.ok(clock.next >= 200)
 })

@@ -92,7 +92,13 @@ test('a transaction that was cut off in the middle leaves nothing behind', () =>
 
 test('a change that comes twice is told once', () => {
   const { feed, rows, take } = setup()
-  const all = [change(1, 'a', { n: 1 }), change(2, 'a', { n: 2 }), change(3, 'gone', { n: 3 }), change(4, 'gone', null), change(5, 'c', { n: 5 })]
+  const all = [
+    change(1, 'a', { n: 1 }),
+    change(2, 'a', { n: 2 }),
+    change(3, 'gone', { n: 3 }),
+    change(4, 'gone', null),
+    change(5, 'c', { n: 5 }),
+  ]
   take(open, ...all)
   told(rows)
   feed.begin(['todos'])
@@ -297,7 +303,24 @@ test('the late answer to an own write during a reset does not take the page back
 })
 
 test('rows are equal when they say the same, and only then', () => {
-  const rows = [null, 0, '', 1, 'x', [], {}, [1], { 0: 1 }, [[]], [{}], { a: 1 }, { a: 1, b: 2 }, { a: { b: [1, 2] } }, { a: { b: [2, 1] } }, { b: null }]
+  const rows = [
+    null,
+    0,
+    '',
+    1,
+    'x',
+    [],
+    {},
+    [1],
+    { 0: 1 },
+    [[]],
+    [{}],
+    { a: 1 },
+    { a: 1, b: 2 },
+    { a: { b: [1, 2] } },
+    { a: { b: [2, 1] } },
+    { b: null },
+  ]
   for (const [i, a] of rows.entries()) {
     for (const [j, b] of rows.entries()) {
       const [one, other] = JSON.parse(JSON.stringify([a, b]))
