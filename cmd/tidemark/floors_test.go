@@ -17,7 +17,7 @@ var floors = map[string][]string{
 	"sync/feed":          {},
 	"sync/feed/feedtest": {"sync/feed"},
 	"sync/hub":           {"sync/feed", "github.com/go-json-experiment/json", "github.com/google/uuid"},
-	"broker":             {"sync/feed", "github.com/nats-io/nats-server", "github.com/nats-io/nats.go", "golang.org/x/sys"},
+	"broker":             {"sync/feed", "github.com/nats-io/nats-server", "github.com/nats-io/nats.go", "github.com/minio/highwayhash", "golang.org/x/sys"},
 	"transport": {"sync/feed", "sync/hub", "github.com/go-chi/chi", "github.com/coder/websocket",
 		"github.com/go-json-experiment/json", "golang.org/x/sys"},
 	"transport/follow": {"sync/feed", "github.com/coder/websocket"},

@@ -463,4 +463,7 @@ func TestRowsThatComeAndGoLeaveNoMoreBehindThanTheirLastTombstone(t *testing.T) 
 	if tombstones, _, _, _ := h.Remembered(); tombstones > 200 {
 		t.Errorf("%d tombstones of 3 rows are held for 7 days", tombstones)
 	}
+	if changes, slots := h.After("todos", 0); changes != 3 || slots > 200 {
+		t.Errorf("%d changes stand in %d slots", changes, slots)
+	}
 }

@@ -30,13 +30,14 @@ func (i *Index) Put(c *feed.Change) (old *feed.Change) { return i.x.put(c) }
 func (i *Index) Remove(c *feed.Change) bool            { return i.x.remove(c) }
 func (i *Index) Sizes() (entries, places int)          { return i.x.n, len(i.x.hashes) }
 
-// After is how many changes a collection of acme has after seq.
-func (h *Hub) After(collection string, seq feed.Seq) (n int) {
+// After is how many changes a collection of acme has after seq, and in how many slots.
+func (h *Hub) After(collection string, seq feed.Seq) (changes, slots int) {
 	t := h.state.lookup("acme")
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for r := t.views[collection].after(seq); r.next != nil; r.advance() {
-		n++
+	r := t.views[collection].after(seq)
+	for slots = len(r.slots); r.next != nil; r.advance() {
+		changes++
 	}
-	return n
+	return changes, slots
 }

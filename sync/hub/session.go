@@ -65,6 +65,7 @@ type sub struct {
 	view   *view
 	pos    feed.Seq    // all changes up to it were handed out
 	base   feed.Seq    // the view's floor when the client began from nothing: below it, pos is still good
+	gone   feed.Seq    // the log's head when the client began from nothing: tombstones up to it are no news
 	fresh  bool        // it begins from nothing
 	reason feed.Reason // it must be reset first
 }
@@ -345,7 +346,7 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 		switch {
 		case u.reason != "":
 		case u.fresh:
-			u.fresh, u.base = false, floor
+			u.fresh, u.base, u.gone = false, floor, head
 			continue
 		case u.pos > head:
 			u.reason = feed.ResetAhead
@@ -360,7 +361,7 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 			b.Resets = append(b.Resets, feed.Reset{Reason: u.reason})
 		}
 		b.Resets[i].Collections = append(b.Resets[i].Collections, u.view.name)
-		u.pos, u.base, u.fresh, u.reason = 0, floor, false, ""
+		u.pos, u.base, u.gone, u.fresh, u.reason = 0, floor, head, false, ""
 		s.live = false
 	}
 }
@@ -372,6 +373,7 @@ func (s *Session) collect(b *feed.Batch) (all bool) {
 	for _, u := range s.subs {
 		if u.view.last() > u.pos {
 			if r := u.view.after(u.pos); r.next != nil {
+				r.gone = u.gone
 				h = append(h, r)
 			}
 		}
@@ -383,17 +385,21 @@ func (s *Session) collect(b *feed.Batch) (all bool) {
 	size, last := 0, feed.Seq(0)
 	for len(h) > 0 {
 		c := h[0].next
-		if n := len(b.Items); n > 0 {
-			if c.Last() == last {
-				b.Items[n-1].More = true
-			} else if n >= s.opts.Limit || size >= batchBytes {
-				return false
+		// A client that began from nothing needs no tombstone from before, unless a change
+		// of the same transaction was just handed out: no cursor stands between the two.
+		if c.Op() != feed.Remove || c.Seq() > h[0].gone || c.Last() == last {
+			if n := len(b.Items); n > 0 {
+				if c.Last() == last {
+					b.Items[n-1].More = true
+				} else if n >= s.opts.Limit || size >= batchBytes {
+					return false
+				}
 			}
+			item := feed.Item{Frame: c.Frame(), Seq: c.Seq()}
+			b.Items = append(b.Items, item)
+			size += item.Size()
+			last = c.Last()
 		}
-		item := feed.Item{Frame: c.Frame(), Seq: c.Seq()}
-		b.Items = append(b.Items, item)
-		size += item.Size()
-		last = c.Last()
 		if h[0].advance(); h[0].next == nil {
 			h[0] = h[len(h)-1]
 			h = h[:len(h)-1]

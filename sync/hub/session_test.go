@@ -23,6 +23,7 @@ import (
 // the rows that it ends up with.
 func fold(s *hub.Session, until func() feed.Seq) (map[string]string, error) {
 	rows := make(map[string]string)
+	var prev feed.Seq
 	for {
 		b, err := s.Next(context.Background())
 		if err != nil {
@@ -32,11 +33,18 @@ func fold(s *hub.Session, until func() feed.Seq) (map[string]string, error) {
 			return nil, fmt.Errorf("%v is reset because of %s", r.Collections, r.Reason)
 		}
 		for _, i := range b.Items {
+			if i.Seq <= prev {
+				return nil, fmt.Errorf("%d comes after %d", i.Seq, prev)
+			}
+			prev = i.Seq
 			if c := wireOf(i); c.Op == "remove" {
 				delete(rows, c.Collection+" "+c.Key)
 			} else {
 				rows[c.Collection+" "+c.Key] = string(c.Value)
 			}
+		}
+		if b.Cursor.Seq < prev {
+			return nil, fmt.Errorf("the cursor is %d, after %d", b.Cursor.Seq, prev)
 		}
 		if end := until(); end > 0 && b.Live && b.Cursor.Seq >= end {
 			return rows, nil

@@ -120,6 +120,7 @@ func (v *view) tidy() {
 type reader struct {
 	slots []slot
 	next  *feed.Change // nil: no more
+	gone  feed.Seq     // tombstones up to it are no news to whoever reads
 }
 
 // after returns a reader of the changes after seq. The tenant's mu must be held for
