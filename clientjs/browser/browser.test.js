@@ -20,9 +20,9 @@ async function open(t, url) {
   const context = await browser.newContext()
   t.after(() => context.close())
   const page = await context.newPage()
-  page.on('pageerror', (error) => t.diagnostic(`page: ${error.message}`))
-  page.on('pageerror', () => {
-    page.setDefaultTimeout(1)
+  page.on('pageerror', (error) => {
+    t.diagnostic(`page: ${error.message}`)
+    page.setDefaultTimeout(1) // whatever the test waits for, it need not wait any more
   })
   await page.goto(url)
   return page
@@ -144,15 +144,12 @@ test('two people on the demo page see each other, on any two transports, at once
   await two.check('#list input[type=checkbox]')
   await one.waitForSelector('#list li.done')
 
-  for (const transport of ['sse', 'poll', 'websocket']) {
+  const names = { sse: 'Server-Sent', poll: 'poll', websocket: 'WebSocket' }
+  for (const [transport, name] of Object.entries(names)) {
     await one.click(`[value=${transport}] + span`)
     await one.waitForFunction(
       (name) => document.querySelector('.dot.live') && document.querySelector('#reason')?.textContent?.includes(name),
-      {
-        sse: 'Server-Sent',
-        poll: 'poll',
-        websocket: 'WebSocket',
-      }[transport],
+      name,
     )
     await two.fill('#list .text', `milk for ${transport}`)
     await two.press('#list .text', 'Enter')
