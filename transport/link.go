@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -22,7 +21,7 @@ type link struct {
 	net.Conn
 	early []byte // owned by Read: what came with the handshake
 
-	mu   sync.Mutex             // held for one frame
+	turn chan struct{}          // room for one: who writes a frame
 	ping atomic.Pointer[string] // the payload of a ping that waits for its pong; of several, the last (RFC 6455, 5.5.3)
 }
 
@@ -44,9 +43,9 @@ func (l *link) Read(b []byte) (int, error) {
 
 // Write is for the library: frames that close.
 func (l *link) Write(b []byte) (int, error) {
-	l.mu.Lock()
+	l.turn <- struct{}{}
 	n, err := l.Conn.Write(b)
-	l.mu.Unlock()
+	<-l.turn
 	l.answerPing()
 	return n, err
 }
@@ -65,12 +64,17 @@ func (l *link) pong(payload []byte) {
 }
 
 func (l *link) answerPing() {
-	for l.ping.Load() != nil && l.mu.TryLock() {
+	for l.ping.Load() != nil {
+		select {
+		case l.turn <- struct{}{}:
+		default:
+			return // whoever writes now does it after that
+		}
 		if payload := l.ping.Swap(nil); payload != nil {
 			frame := append(appendHeader(nil, opPong, len(*payload)), *payload...)
 			_, _ = l.Conn.Write(frame) // whoever reads or writes next notices
 		}
-		l.mu.Unlock()
+		<-l.turn
 	}
 }
 
@@ -88,19 +92,15 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	h.link = &link{Conn: conn, early: slices.Clone(early)}
+	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1)}
 	return h.link, bufio.NewReadWriter(bufio.NewReaderSize(h.link, 1024), bufio.NewWriterSize(h.link, 256)), nil
 }
 
-const (
-	headerRoom = 10 // the longest header of a frame
-	// messageSize is where a message is closed, at the next place where a transaction
-	// ends: so that a slow peer gets on, and pongs get through, message by message.
-	messageSize = 32 << 10
-)
+const headerRoom = 10 // the longest header of a frame
 
-// messages frames a batch as WebSocket messages, a line for each frame of the feed.
-// In front of each message is room for its header.
+// messages frames a batch as WebSocket messages, a line for each frame of the feed. A
+// message ends beyond pieceSize where a transaction does: so a slow peer gets on, and
+// pongs get through, message by message. In front of each is room for its header.
 type messages struct {
 	all  []span // what is to be written, in the buffer
 	from int    // where the payload of the message under way begins; 0: there is none
@@ -121,7 +121,7 @@ func (m *messages) before(dst []byte, _ string) []byte {
 }
 
 func (m *messages) after(dst []byte, cursor *feed.Cursor) []byte {
-	if cursor != nil && len(dst)-m.from >= messageSize {
+	if cursor != nil && len(dst)-m.from >= pieceSize {
 		return m.end(dst)
 	}
 	return dst

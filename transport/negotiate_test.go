@@ -2,13 +2,11 @@ package transport_test
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -160,35 +158,12 @@ func TestHandshakeThatIsMalformedIsToldWhy(t *testing.T) {
 	s.sessions(0)
 }
 
-// tlsSite is a site over TLS with HTTP/2.
-func tlsSite(t *testing.T, o settings) *site {
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS()
-	config := &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
-	cert.Close()
-	patient := o.listen
-	o.listen = func(l net.Listener) net.Listener {
-		if patient != nil {
-			l = patient(l)
-		}
-		return tls.NewListener(l, config)
-	}
-	s := open(t, o)
-	s.url = "https" + strings.TrimPrefix(s.url, "http")
-	s.client = &http.Client{Transport: &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return s.dial(ctx) },
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
-		ForceAttemptHTTP2: true,
-	}}
-	return s
-}
-
 func TestHTTP2CarriesAllButWebSockets(t *testing.T) {
-	s := tlsSite(t, settings{})
+	s := open(t, settings{tls: true})
 	s.put("a", `{"n":1}`)
 	st := s.feed(sse, "c=todos&heartbeat=3")
-	open := st.next()
-	if got := strings.Join(open.Transports, " "); got != "sse poll" {
+	first := st.next()
+	if got := strings.Join(first.Transports, " "); got != "sse poll" {
 		t.Errorf("the transports offered are %s", got)
 	}
 	st.until("tick")

@@ -35,7 +35,7 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 	return withBuffer(func(buf []byte) ([]byte, error) {
 		buf = append(buf, p.open...)
 		from := len(buf)
-		buf = appendBatch(buf, b, lines{})
+		buf, _ = appendBatch(buf, b, lines{}, nil)
 		if over && !b.Live {
 			buf = append(feed.AppendNext(buf, b.Cursor), '\n')
 		}

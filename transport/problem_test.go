@@ -384,6 +384,31 @@ func TestServerThatIsNotReadySaysSoAndWhenToComeBack(t *testing.T) {
 	}
 }
 
+func TestServerWhoseLogIsLostIsNotReady(t *testing.T) {
+	bubble(t, settings{}, func(t *testing.T, s *site) {
+		s.put("a", `{}`)
+		st := s.feed(sse, "c=todos")
+		time.Sleep(time.Second)
+		st.now()
+		s.log.OnAppend = func(feed.Position, []byte) error { return feed.ErrFenced }
+		if p := s.do("PUT", "/v1/acme/rows/todos?key=b", `{}`).problem(t); p.Status != 503 {
+			t.Errorf("%+v", p)
+		}
+		if got := st.rest(); types(got) != "end" || got[0].Reason != "failed" {
+			t.Errorf("%v", got)
+		}
+		if r := s.do("GET", "/readyz", ""); r.status != 503 || !strings.HasPrefix(r.body, "not ready: ") || r.header.Get("Retry-After") == "" {
+			t.Errorf("%+v", r)
+		}
+		if p := s.do("GET", "/v1/acme/feed?c=todos", "").problem(t); p.Status != 503 {
+			t.Errorf("%+v", p)
+		}
+		if r := s.do("GET", "/v1/acme/rows/todos?key=a", ""); r.status != 200 {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
 func TestDrainingHubRefusesWithATimeToComeBack(t *testing.T) {
 	bubble(t, settings{}, func(t *testing.T, s *site) {
 		if err := s.hub.Drain(t.Context()); err != nil { // before anybody said NotReady

@@ -82,8 +82,14 @@ type framing interface {
 	after(dst []byte, cursor *feed.Cursor) []byte
 }
 
-// appendBatch appends the frames of a batch, in their order.
-func appendBatch(dst []byte, b *feed.Batch, f framing) []byte {
+// pieceSize is about how much is assembled before it is written: what a slow client
+// costs beside its socket. A transaction on a WebSocket, or an answer that needs a tag,
+// may need more.
+const pieceSize = 32 << 10
+
+// appendBatch appends the frames of a batch, in their order. Whenever a change has
+// brought dst to pieceSize, full may write what is there, and returns what is left.
+func appendBatch(dst []byte, b *feed.Batch, f framing, full func(dst []byte) ([]byte, error)) ([]byte, error) {
 	for _, reply := range b.Replies {
 		dst = f.after(append(f.before(dst, "reply"), reply...), nil)
 	}
@@ -99,6 +105,12 @@ func appendBatch(dst []byte, b *feed.Batch, f framing) []byte {
 			cursor.Seq = item.Seq
 			dst = f.after(dst, &cursor)
 		}
+		if len(dst) >= pieceSize && full != nil {
+			var err error
+			if dst, err = full(dst); err != nil {
+				return dst, err
+			}
+		}
 	}
 	if b.Announce {
 		dst = f.after(feed.AppendLive(f.before(dst, "live"), b.Cursor), &b.Cursor)
@@ -106,7 +118,7 @@ func appendBatch(dst []byte, b *feed.Batch, f framing) []byte {
 	if b.Tick {
 		dst = f.after(append(f.before(dst, "tick"), feed.TickFrame...), nil)
 	}
-	return dst
+	return dst, nil
 }
 
 // lines sets frames apart by line ends: long poll.

@@ -39,8 +39,13 @@ type Server struct {
 	router  *chi.Mux
 	hub     atomic.Pointer[hub.Hub]
 	why     atomic.Pointer[string] // why it does not serve
+	ready   chan struct{}          // closed by the first Serve
 	sockets tally                  // WebSockets, which http.Server does not wait for
 }
+
+// readyWithin is how long an event stream waits for a server that starts: a browser's
+// EventSource that is answered 503 once never comes back.
+const readyWithin = 20 * time.Second
 
 // New makes a server. It starts nothing.
 func New(opts Options) *Server {
@@ -59,7 +64,7 @@ func New(opts Options) *Server {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{opts: opts, router: chi.NewRouter()}
+	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{})}
 	s.NotReady("starting")
 	r := s.router
 	r.Use(s.guard, cors)
@@ -90,8 +95,11 @@ func (s *Server) Mount(pattern string, handler http.Handler) {
 
 // Serve makes the server ready: requests are answered from h from now on.
 func (s *Server) Serve(h *hub.Hub) {
-	s.hub.Store(h)
+	first := s.hub.Swap(h) == nil
 	s.why.Store(nil)
+	if first {
+		close(s.ready)
+	}
 }
 
 // NotReady makes the server refuse all that needs a hub, saying why.
@@ -105,9 +113,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.Se
 func (s *Server) healthz(w http.ResponseWriter, r *http.Request) { plain(w, http.StatusOK, "ok") }
 
 func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
-	if why := s.why.Load(); why != nil {
+	why := ""
+	if p := s.why.Load(); p != nil {
+		why = *p
+	} else if err := s.hub.Load().Err(); err != nil {
+		why = err.Error()
+	}
+	if why != "" {
 		w.Header().Set("Retry-After", "1")
-		plain(w, http.StatusServiceUnavailable, "not ready: "+*why)
+		plain(w, http.StatusServiceUnavailable, "not ready: "+why)
 		return
 	}
 	plain(w, http.StatusOK, "ready")
@@ -149,6 +163,9 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.Re
 		}
 		return newProblem(codeUnauthenticated, "%s", err)
 	}
+	if s.why.Load() != nil && acceptsEvents(r.Header["Accept"]) {
+		s.await(r)
+	}
 	if why := s.why.Load(); why != nil {
 		p := newProblem(hub.Unavailable, "not ready: %s; try again in a moment", *why)
 		p.retry = time.Second
@@ -159,6 +176,21 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.Re
 		return err
 	}
 	return fn(w, r, call{s.hub.Load(), grant, tenant})
+}
+
+// await keeps an event stream waiting while the server starts. While it stops, the
+// connection is cut: to an EventSource that is the network's fault, and it tries again.
+func (s *Server) await(r *http.Request) {
+	if s.hub.Load() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	timeout := time.NewTimer(readyWithin)
+	defer timeout.Stop()
+	select {
+	case <-s.ready:
+	case <-timeout.C:
+	case <-r.Context().Done():
+	}
 }
 
 // guard turns a panic in one request into a 500 for its sender, or, once the answer

@@ -3,10 +3,12 @@ package transport_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -49,6 +51,7 @@ type settings struct {
 	listen  func(net.Listener) net.Listener // default: transport.Listen
 	log     *feedtest.Memory
 	unready bool // the server is not given its hub
+	tls     bool // TLS, with HTTP/2 for who wants it
 }
 
 // open starts a site on a loopback socket.
@@ -68,6 +71,7 @@ func open(t testing.TB, o settings) *site {
 // passes when everybody waits, and synctest.Wait returns when all is delivered.
 func bubble(t *testing.T, o settings, test func(t *testing.T, s *site)) {
 	t.Helper()
+	certificate() // outside of the bubble
 	synctest.Test(t, func(t *testing.T) {
 		p := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
 		s := start(t, o, p, p.dial, "http://127.0.0.1")
@@ -87,6 +91,17 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 	if o.listen == nil {
 		o.listen = transport.Listen
 	}
+	pool := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
+	if o.tls {
+		address = "https" + strings.TrimPrefix(address, "http")
+		listen := o.listen
+		o.listen = func(l net.Listener) net.Listener {
+			return tls.NewListener(listen(l), &tls.Config{Certificates: certificate(), NextProtos: []string{"h2", "http/1.1"}})
+		}
+		pool.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+		pool.ForceAttemptHTTP2 = true
+		pool.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10}
+	}
 	h, err := hub.Open(t.Context(), o.log, o.hub)
 	if err != nil {
 		t.Fatal(err)
@@ -97,10 +112,7 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 		s.server.Serve(h)
 	}
 	s.http = &http.Server{Handler: s.server}
-	s.client = &http.Client{
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }},
-		Timeout:   0,
-	}
+	s.client = &http.Client{Transport: pool}
 	go func() { s.served <- s.http.Serve(o.listen(l)) }()
 	t.Cleanup(s.close)
 	return s
@@ -127,6 +139,14 @@ func (s *site) close() {
 		<-s.served
 	})
 }
+
+// certificate is one that nobody trusts.
+var certificate = sync.OnceValue(func() []tls.Certificate {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS()
+	defer s.Close()
+	return s.TLS.Certificates
+})
 
 // response is an answer that was read to its end.
 type response struct {

@@ -2,11 +2,10 @@ package transport_test
 
 import (
 	"bufio"
-	"crypto/tls"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"runtime"
 	"strings"
 	"testing"
@@ -263,8 +262,83 @@ func TestSocketThatBreaksTheProtocolIsClosed(t *testing.T) {
 	}
 }
 
-var _ = bufio.NewReader
-var _ = tls.NewListener
-var _ http.Handler
-var _ = runtime.GC
-var _ = synctest.Wait
+// On a connection that others share, a stream that takes nothing ends by itself; one
+// that is merely quiet does not.
+func TestSharedConnectionSurvivesAStreamThatStalls(t *testing.T) {
+	bubble(t, settings{tls: true}, func(t *testing.T, s *site) {
+		quiet := s.feed(sse, "c=quiet&heartbeat=30")
+		stalls := s.feed(sse, "c=todos&heartbeat=30")
+		time.Sleep(time.Second)
+		quiet.now()
+		stalls.now()
+		stalls.pause()
+		for i := range 10 { // more than a stream's window
+			s.put(fmt.Sprint(i), fmt.Sprintf(`{"pad":%q}`, strings.Repeat("x", 60_000)))
+		}
+		time.Sleep(transport.Stalled + time.Second)
+		synctest.Wait()
+		if n := s.hub.Stats().Sessions; n != 1 {
+			t.Errorf("%d sessions after a stream has stalled", n)
+		}
+		time.Sleep(5 * time.Minute)
+		if got := quiet.now(); len(got) < 8 || got[len(got)-1].Type != "live" {
+			t.Errorf("the quiet stream brings %v, %v", got, quiet.err)
+		}
+		s.put("quiet:a", `{}`)
+		if got := types(quiet.now()); got != "change" {
+			t.Errorf("after six minutes: %q, %v", got, quiet.err)
+		}
+	})
+}
+
+// Many clients ping by themselves, and leave if no pong comes. A message that takes its
+// time must not cost them the connection.
+func TestSlowReaderGetsItsPongs(t *testing.T) {
+	bubble(t, settings{}, func(t *testing.T, s *site) {
+		for i := range 20 {
+			s.put(fmt.Sprint(i), fmt.Sprintf(`{"pad":%q}`, strings.Repeat("x", 40_000)))
+		}
+		c, _ := s.socket("c=todos")
+		c.open(t)
+		early, _ := c.r.Peek(c.r.Buffered())
+		c.r = bufio.NewReaderSize(slowly{io.MultiReader(bytes.NewReader(early), c.conn)}, 1000)
+		go func() {
+			for i := range 60 {
+				if c.write(9, fmt.Sprint(i)) != nil {
+					return
+				}
+				time.Sleep(10 * time.Second)
+			}
+		}()
+		changes, pongs, start := 0, 0, time.Now()
+		var last time.Time
+		for changes < 20 {
+			op, b, err := c.read()
+			if err != nil {
+				t.Fatalf("after %v, %d changes: %v", time.Since(start), changes, err)
+			}
+			switch op {
+			case 1:
+				changes += strings.Count(b, `"type":"change"`)
+			case 10:
+				if pongs++; !last.IsZero() && time.Since(last) > time.Minute {
+					t.Errorf("a pong comes %v after the one before", time.Since(last))
+				}
+				last = time.Now()
+			}
+		}
+		if took := time.Since(start); pongs < int(took/time.Minute) || took < 5*time.Minute {
+			t.Errorf("%d pongs in %v", pongs, took)
+		}
+		c.conn.Close()
+		time.Sleep(15 * time.Minute) // until the pings end
+	})
+}
+
+// slowly reads 1000 bytes in half a second.
+type slowly struct{ io.Reader }
+
+func (s slowly) Read(b []byte) (int, error) {
+	time.Sleep(500 * time.Millisecond)
+	return s.Reader.Read(b[:min(len(b), 1000)])
+}

@@ -43,10 +43,15 @@ type sseSink struct{ out *writer }
 
 func (s *sseSink) Send(_ context.Context, b *feed.Batch) error {
 	return withBuffer(func(buf []byte) ([]byte, error) {
-		buf = appendBatch(buf, b, events{})
-		return buf, s.out.send(buf)
+		buf, err := appendBatch(buf, b, events{}, s.piece)
+		if err == nil && len(buf) > 0 {
+			err = s.out.send(buf)
+		}
+		return buf, err
 	})
 }
+
+func (s *sseSink) piece(buf []byte) ([]byte, error) { return buf[:0], s.out.send(buf) }
 
 func (s *sseSink) End(_ context.Context, ended *hub.Ended) error {
 	buf := feed.AppendEnd(events{}.before(nil, "end"), ended.Reason, ended.Retry)

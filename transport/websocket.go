@@ -62,8 +62,13 @@ type socket struct {
 // websocket answers with a WebSocket, and closes the session. It returns once hands
 // are shaken, so that what net/http holds for a request can go.
 func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, open feed.Open, beat time.Duration) error {
+	shaken := false
+	defer func() {
+		if !shaken {
+			session.Close()
+		}
+	}()
 	if err := handshake(w, r); err != nil {
-		session.Close()
 		return err
 	}
 	k := &socket{
@@ -78,14 +83,17 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 		OnPongReceived:     k.ponged,
 	})
 	if err != nil {
-		session.Close()
 		return nil // Accept has answered
 	}
+	shaken = true
 	conn.SetReadLimit(s.opts.Body)
 	k.conn, k.link = conn, h.link
 	// The request's context ends with the handler.
 	k.ctx, k.cancel = context.WithCancelCause(context.Background())
 	k.silent = time.AfterFunc(time.Hour, func() {
+		if !k.unanswered.Load() && k.ctx.Err() == nil {
+			return // the pong came before the timer was set
+		}
 		k.cancel(errors.New("the peer does not answer pings"))
 		_ = k.link.Close()
 	})
@@ -162,29 +170,51 @@ func closing(ctx context.Context, err error) (websocket.StatusCode, string) {
 	return 0, ""
 }
 
-// Send sends a batch, in as few messages as it fits.
+// Send sends a batch, in messages that end where transactions do.
 func (k *socket) Send(_ context.Context, b *feed.Batch) error {
 	err := withBuffer(func(buf []byte) ([]byte, error) {
 		k.messages.reset()
-		buf = k.messages.end(appendBatch(buf, b, &k.messages))
+		buf, err := appendBatch(buf, b, &k.messages, k.piece)
+		if err != nil {
+			return buf, err
+		}
+		buf = k.messages.end(buf)
 		// Behind a proxy a socket can be written to long after the client has gone; and what
-		// is behind pings of its own would be late to answer.
-		if b.Live && time.Since(k.pinged) >= k.beat/2 && k.unanswered.CompareAndSwap(false, true) {
+		// is behind would be late to answer.
+		ping := b.Live && time.Since(k.pinged) >= k.beat/2 && k.unanswered.CompareAndSwap(false, true)
+		if ping {
 			k.pinged = time.Now()
 			buf = k.messages.ping(buf)
-			k.silent.Reset(stalled)
 		}
-		for _, m := range k.messages.all {
-			if err := k.link.send(buf[m.from:m.to]); err != nil {
-				return buf, err
-			}
+		err = k.flush(buf)
+		if ping {
+			k.silent.Reset(stalled) // not before: to write it may have taken its time
 		}
-		return buf, nil
+		return buf, err
 	})
 	for range b.Replies {
 		<-k.slots
 	}
 	return err
+}
+
+// piece writes the messages that are whole, unless one is under way.
+func (k *socket) piece(buf []byte) ([]byte, error) {
+	if k.messages.from > 0 {
+		return buf, nil
+	}
+	err := k.flush(buf)
+	k.messages.reset()
+	return buf[:0], err
+}
+
+func (k *socket) flush(buf []byte) error {
+	for _, m := range k.messages.all {
+		if err := k.link.send(buf[m.from:m.to]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // End sends the server's last word, after the answers to what was written before.
