@@ -3,4 +3,20 @@
 // are plain requests. HTTP stops here: hub has never heard of it.
 //
 // The wire is docs/protocol.md.
+//
+// # What a client can cost
+//
+// A request has a body of at most [Options.Body] bytes, which must come within 30 s.
+// A feed costs its connection, a place in the hub and, while it is written to, a buffer
+// of some 64 KiB (more for one large transaction); how far behind it is costs nothing.
+// On a listener of [Listen], a connection that takes no byte for 30 s is closed; one
+// that takes something now and then is not. A WebSocket has at most 32 requests
+// unanswered; then it is not read until its client has read.
+//
+// # Goroutines
+//
+// The package starts goroutines for WebSockets alone. They end when their client
+// leaves or their hub is drained, and [Server.Wait] waits for them; all others are
+// net/http's, and http.Server.Shutdown waits for those. A program stops by NotReady,
+// the hub's Drain, Shutdown and Wait, in this order.
 package transport

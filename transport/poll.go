@@ -35,7 +35,14 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 	return withBuffer(func(buf []byte) ([]byte, error) {
 		buf = append(buf, p.open...)
 		from := len(buf)
-		buf, _ = appendBatch(buf, b, lines{}, nil)
+		piece := p.piece
+		if p.open != nil {
+			piece = nil // what goes with the headers has a tag, over all of it
+		}
+		buf, err := appendBatch(buf, b, lines{}, piece)
+		if err != nil {
+			return buf, err
+		}
 		if over && !b.Live {
 			buf = append(feed.AppendNext(buf, b.Cursor), '\n')
 		}
@@ -61,6 +68,8 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 		return buf, errAnswered
 	})
 }
+
+func (p *pollSink) piece(buf []byte) ([]byte, error) { return buf[:0], p.out.send(buf) }
 
 // session makes a tag that no other answer has.
 func session(open []byte) string {

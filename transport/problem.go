@@ -94,6 +94,9 @@ func (p *problem) write(w http.ResponseWriter) {
 	if p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests {
 		h.Set("Retry-After", strconv.Itoa(max(1, int((p.retry+time.Second-1)/time.Second))))
 	}
+	if p.Status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
 	if p.Status == http.StatusUpgradeRequired {
 		h.Set("Upgrade", "websocket")
 		h.Set("Connection", "Upgrade")

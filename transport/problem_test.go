@@ -587,6 +587,9 @@ func TestRefusalOfAnAuthorizerKeepsItsWords(t *testing.T) {
 		if p := r.problem(t); p.Status != c.status || p.Code != c.code {
 			t.Errorf("%v: %+v", c.err, p)
 		}
+		if c.status == 401 && r.header.Get("WWW-Authenticate") != "Bearer" {
+			t.Errorf("it does not say what it wants: %v", r.header)
+		}
 		if c.status == 503 && r.header.Get("Retry-After") != "7" {
 			t.Errorf("%v", r.header)
 		}

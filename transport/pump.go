@@ -10,7 +10,7 @@ import (
 	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
-// Sink is one transport's way to send a batch: framed, in one write, flushed. It is
+// Sink is one transport's way to send a batch: framed, in few writes, flushed. It is
 // called from one goroutine, in order.
 type Sink interface {
 	// Send sends a batch. errAnswered: it was the last.

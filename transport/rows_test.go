@@ -310,3 +310,41 @@ func TestRefusedTransactionShowsRowsAsTheyStand(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// Changes that are not one transaction fare each for itself.
+func TestChangesThatAreNotAtomicFareEachForItself(t *testing.T) {
+	bubble(t, settings{}, func(t *testing.T, s *site) {
+		s.put("a", `{"n":1}`)
+		st := s.feed(sse, "c=todos&cursor="+string(s.hub.Epoch())+"-1")
+		st.now()
+		a := s.write(`{"atomic":false,"client":"c","changes":[
+			{"id":"1","op":"insert","collection":"todos","key":"a","value":{}},
+			{"id":"2","op":"insert","collection":"todos","key":"b","value":{"n":2}},
+			{"id":"3","op":"modify","collection":"todos","key":"c","patch":{}},
+			{"id":"4","op":"modify","collection":"todos","key":"a","patch":{"m":1},"if":7},
+			{"id":"2","op":"insert","collection":"todos","key":"b","value":{"n":2}},
+			{"id":"2","op":"insert","collection":"todos","key":"b","value":{"n":3}},
+			{"op":"modify","collection":"todos","key":"a","patch":{"m":1},"if":1},
+			{"op":"remove","collection":"todos","key":"gone"}]}`)
+		var got []string
+		for _, r := range a.Results {
+			got = append(got, fmt.Sprintf("%s %s %d %s", r.ID, r.Status, *r.Seq, r.Value))
+		}
+		want := []string{`1 exists 1 {"n":1}`, `2 ok 2 {"n":2}`, `3 missing 0 `, `4 conflict 1 {"n":1}`, `2 duplicate 2 {"n":2}`, `2 id-reused 2 {"n":2}`, ` ok 3 {"n":1,"m":1}`}
+		for i, w := range want {
+			if got[i] != w {
+				t.Errorf("result %d is %q, want %q", i, got[i], w)
+			}
+		}
+		if a.Results[7].Status != "ok" {
+			t.Errorf("removing what is gone: %s", got[7])
+		}
+		frames := st.now()
+		if types(frames) != "change change" || frames[0].More {
+			t.Errorf("the feed brings %v", frames)
+		}
+		if end := fmt.Sprintf("%s-%d", s.hub.Epoch(), frames[1].Seq); a.Cursor != end {
+			t.Errorf("the answer's cursor is %s, the feed is at %s", a.Cursor, end)
+		}
+	})
+}

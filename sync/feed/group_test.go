@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,11 +90,21 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	b, _ := feed.AppendGroup(nil, aGroup())
+	b, _ := feed.AppendGroup(nil, &feed.Group{Epoch: "0000"})
+	if _, _, err := feed.DecodeGroup(sign(longer(b[:len(b)-16]))); !errors.Is(err, feed.ErrGroup) {
+		t.Errorf("a number that is longer than it need be: %v", err)
+	}
+	b, _ = feed.AppendGroup(nil, aGroup())
 	b[3] = 2
 	if _, _, err := feed.DecodeGroup(sign(b[:len(b)-16])); err == nil || !strings.Contains(err.Error(), "use a newer one") {
 		t.Errorf("a group of the next version: %v", err)
 	}
+}
+
+// longer writes the position of a group, which is 0, with two bytes.
+func longer(body []byte) []byte {
+	at := len("tmg\x01\x040000")
+	return slices.Insert(bytes.Clone(body), at, 0x80)
 }
 
 // FuzzGroup reads any bytes, as they are and with the sum that they should have: what
@@ -104,7 +115,7 @@ func FuzzGroup(f *testing.F) {
 	f.Add(b[:len(b)-16], uint(17), uint(40))
 	empty, _ := feed.AppendGroup(nil, &feed.Group{Epoch: "0000"})
 	f.Add(empty[:len(empty)-16], uint(0), uint(0))
-	f.Add([]byte("tmg\x01\x04abcd\x80\x00"), uint(0), uint(0))
+	f.Add(longer(empty[:len(empty)-16]), uint(0), uint(0))
 	f.Fuzz(func(t *testing.T, b []byte, bit, end uint) {
 		for _, b := range [][]byte{b, sign(b)} {
 			g, sum, err := feed.DecodeGroup(b)

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -416,40 +417,80 @@ func TestMemoryIsCountedTheSameAfterARestartAndAllOfItIsGivenBack(t *testing.T) 
 // A collection that is empty and followed is kept; that must not show in what others may
 // go on from, which a restart would forget.
 func TestWhereFeedsMayGoOnFromDoesNotDependOnWhoLookedOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log := feedtest.NewMemory()
-		opts := hub.Options{Tombstones: time.Hour}
-		h := open(t, log, opts)
-		looking := session(t, h, "a", "c")
-		write(t, h, put("a", "x", `{}`))
-		write(t, h, remove("a", "x"))
-		time.Sleep(3 * time.Hour) // of the bubble
-		write(t, h, put("b", "x", `{}`))
-		write(t, h, put("c", "x", `{}`))
-		resets := func() (all []feed.Reason) {
-			for _, c := range []string{"a", "b", "c", "d"} {
-				cursor := feed.Cursor{Epoch: h.Epoch(), Seq: 1}.String()
-				s, err := h.Open(hub.Everything, "acme", []feed.Start{{Collection: c, Cursors: []string{cursor}}}, hub.SessionOptions{})
-				if err != nil {
-					t.Fatal(err)
+	for _, opts := range []hub.Options{{Tombstones: time.Hour}, {Tombstones: time.Hour, Log: 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			log := feedtest.NewMemory()
+			h := open(t, log, opts)
+			looking := session(t, h, "a", "c")
+			write(t, h, put("a", "x", `{}`))
+			write(t, h, remove("a", "x"))
+			time.Sleep(3 * time.Hour) // of the bubble
+			write(t, h, put("b", "x", `{}`))
+			write(t, h, put("c", "x", `{}`))
+			resets := func() (all []feed.Reason) {
+				for _, c := range []string{"a", "b", "c", "d"} {
+					cursor := feed.Cursor{Epoch: h.Epoch(), Seq: 1}.String()
+					s, err := h.Open(hub.Everything, "acme", []feed.Start{{Collection: c, Cursors: []string{cursor}}}, hub.SessionOptions{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer s.Close()
+					b, err := s.Next(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, r := range b.Resets {
+						all = append(all, feed.Reason(c)+" "+r.Reason)
+					}
 				}
-				defer s.Close()
-				b, err := s.Next(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, r := range b.Resets {
-					all = append(all, feed.Reason(c)+" "+r.Reason)
-				}
+				return all
 			}
-			return all
+			before := resets()
+			looking.Close()
+			for range 20 { // enough for a checkpoint, where the options ask for it
+				write(t, h, put("b", "x", `{"v":"`+strings.Repeat("v", 1000)+`"}`))
+				synctest.Wait()
+			}
+			if (log.Held() < log.Appends()) != (opts.Log > 0) {
+				t.Fatalf("%d groups of %d are held", log.Held(), log.Appends())
+			}
+			h.Drain(context.Background())
+			h = open(t, log, opts)
+			if after := resets(); !slices.Equal(before, after) || !slices.Contains(before, "a expired") {
+				t.Errorf("before the restart %q, after it %q", before, after)
+			}
+		})
+	}
+}
+
+// slow is a log that takes its time to give a checkpoint up.
+type slow struct {
+	*feedtest.Memory
+	saving, gone chan struct{}
+}
+
+func (l *slow) SaveCheckpoint(ctx context.Context, _ feed.Position, _ iter.Seq2[[]byte, error]) error {
+	close(l.saving)
+	<-ctx.Done()
+	time.Sleep(time.Second) // of the bubble
+	close(l.gone)
+	return ctx.Err()
+}
+
+func TestWhoDrainsMayCloseTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &slow{feedtest.NewMemory(), make(chan struct{}), make(chan struct{})}
+		h := open(t, log, hub.Options{Log: 1})
+		write(t, h, put("todos", "a", `{}`))
+		<-log.saving
+		write(t, h, put("todos", "b", `{}`)) // nobody waits for a checkpoint
+		if err := h.Drain(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		before := resets()
-		looking.Close()
-		h.Drain(context.Background())
-		h = open(t, log, opts)
-		if after := resets(); !slices.Equal(before, after) || !slices.Contains(before, "a expired") {
-			t.Errorf("before the restart %q, after it %q", before, after)
+		select {
+		case <-log.gone:
+		default:
+			t.Error("it is still in use")
 		}
 	})
 }

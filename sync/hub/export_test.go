@@ -30,14 +30,14 @@ func (i *Index) Put(c *feed.Change) (old *feed.Change) { return i.x.put(c) }
 func (i *Index) Remove(c *feed.Change) bool            { return i.x.remove(c) }
 func (i *Index) Sizes() (entries, places int)          { return i.x.n, len(i.x.hashes) }
 
-// After is how many changes a collection of acme has after seq, and in how many slots.
+// After is how many changes a collection of acme has after seq, and how many slots in all.
 func (h *Hub) After(collection string, seq feed.Seq) (changes, slots int) {
 	t := h.state.lookup("acme")
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	r := t.views[collection].after(seq)
-	for slots = len(r.slots); r.next != nil; r.advance() {
+	v := t.views[collection]
+	for r := v.after(seq); r.next != nil; r.advance() {
 		changes++
 	}
-	return changes, slots
+	return changes, len(v.slots)
 }

@@ -1,0 +1,327 @@
+package hub
+
+import (
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// group is one that is being built: requests decided against the state and what the
+// group did before them.
+type group struct {
+	s    *state
+	at   int64
+	next feed.Seq
+	size int   // in the log, about
+	mem  int64 // what it adds to the state's bytes, about
+	txns []txn
+	rows overlay[rowKey, rowState]
+	ids  overlay[tenantID, seenID]
+}
+
+// overlay is what a group does to the state, so far; what the request that is being
+// decided did can be taken back.
+type overlay[K comparable, V any] struct {
+	now  map[K]V
+	undo []entry[K, V]
+}
+
+type entry[K comparable, V any] struct {
+	key    K
+	before V
+	had    bool
+}
+
+func (o *overlay[K, V]) set(key K, value V) {
+	before, had := o.now[key]
+	o.undo = append(o.undo, entry[K, V]{key, before, had})
+	o.now[key] = value
+}
+
+// keep makes what was done stay.
+func (o *overlay[K, V]) keep() { o.undo = o.undo[:0] }
+
+// rollback is the opposite of keep.
+func (o *overlay[K, V]) rollback() {
+	for _, e := range slices.Backward(o.undo) {
+		if e.had {
+			o.now[e.key] = e.before
+		} else {
+			delete(o.now, e.key)
+		}
+	}
+	o.keep()
+}
+
+// clear empties the overlay. A map that was large is not kept: to clear it costs what
+// it can hold, each time.
+func (o *overlay[K, V]) clear() {
+	if o.now == nil || len(o.now) > 256 {
+		*o = overlay[K, V]{now: make(map[K]V)}
+	}
+	clear(o.now)
+	clear(o.undo[:cap(o.undo)])
+}
+
+type rowKey struct{ tenant, collection, key string }
+
+// rowState is a row as a request finds it; seq 0: not there.
+type rowState struct {
+	seq   feed.Seq
+	value string
+	last  feed.Seq // a feed that has come here shows the row so
+}
+
+type tenantID struct {
+	tenant string
+	idKey
+}
+
+type seenID struct {
+	digest  feed.Digest
+	outcome Outcome
+	noop    bool
+}
+
+// newGroup begins a group; the one before it is over.
+func (h *Hub) newGroup() *group {
+	g := &h.group
+	g.s, g.at, g.next, g.size, g.mem = h.state, h.now(), h.state.next, 0, 0
+	clear(g.txns)
+	g.txns = g.txns[:0]
+	g.rows.clear()
+	g.ids.clear()
+	return g
+}
+
+// decide decides one request. An error is a *Refusal, and nothing of it happens.
+func (g *group) decide(p *Pending, memory int64) (Result, error) {
+	r := &p.req
+	t := g.s.lookup(r.Tenant)
+	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
+	var records []feed.Record
+	first, size, mem := g.next, g.size, g.mem
+	for i := range r.Writes {
+		d := g.one(t, r, &r.Writes[i], &p.writes[i])
+		result.Outcomes[i] = d.Outcome
+		if d.logged {
+			records = append(records, d.record)
+		}
+		if d.Status == tooLarge {
+			g.rollback(first, size, mem)
+			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes or %d elements: split it into several rows",
+				d.Key, r.Writes[i].Collection, MaxValue, MaxElements)
+		}
+		// At once, so that a few small patches of large rows can't ask for all memory.
+		if g.size-size > maxTransaction {
+			g.rollback(first, size, mem)
+			return Result{}, refuse(TooLarge, "the rows of one request would have more than %d bytes: split it", maxTransaction)
+		}
+		result.Cursor.Seq = max(result.Cursor.Seq, d.shown)
+		if r.Atomic && d.Status != OK && d.Status != Duplicate {
+			result.Refused = true
+		}
+	}
+	if result.Refused {
+		g.rollback(first, size, mem)
+		for i := range result.Outcomes {
+			o := &result.Outcomes[i]
+			if o.Status == OK || o.Status == Duplicate {
+				*o = Outcome{ID: o.ID, Status: Aborted}
+				continue
+			}
+			// As it stands now that nothing of the transaction happened.
+			row := g.row(t, rowKey{r.Tenant, r.Writes[i].Collection, o.Key})
+			o.Seq, o.Value = row.seq, row.value
+		}
+		result.Cursor = feed.Cursor{}
+		return result, nil
+	}
+	if grow := g.mem - mem; grow > 0 && g.s.bytes.Load()+g.mem > memory {
+		g.rollback(first, size, mem)
+		return Result{}, unavailable(30*time.Second, "the server's memory for rows (%d MiB, --memory) is used up: remove rows or give it more", memory>>20)
+	}
+	g.rows.keep()
+	g.ids.keep()
+	if r.Atomic && len(records) > 0 {
+		g.add(r, records, first)
+	} else {
+		for i := range records {
+			g.add(r, records[i:i+1], first+feed.Seq(i))
+		}
+	}
+	return result, nil
+}
+
+// add makes records that were decided into a transaction of the group.
+func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
+	x := txn{Transaction: feed.Transaction{Tenant: r.Tenant, Client: r.Client, Records: records}}
+	x.changes = g.s.changes(&x.Transaction, first, g.at)
+	g.txns = append(g.txns, x)
+}
+
+// changes encodes the changes of a transaction whose first sequence is given.
+func (s *state) changes(x *feed.Transaction, first feed.Seq, at int64) []*feed.Change {
+	changes := make([]*feed.Change, len(x.Records))
+	for i := range x.Records {
+		r := &x.Records[i]
+		changes[i] = s.change(feed.Fields{
+			Seq: first + feed.Seq(i), Collection: r.Collection, Op: r.Op, Key: r.Key, Value: r.Value,
+			At: at, Client: x.Client, ID: r.ID, Tail: uint16(len(x.Records) - 1 - i),
+		})
+	}
+	return changes
+}
+
+func (g *group) rollback(next feed.Seq, size int, mem int64) {
+	g.rows.rollback()
+	g.ids.rollback()
+	g.next, g.size, g.mem = next, size, mem
+}
+
+// decision is what becomes of one change.
+type decision struct {
+	Outcome
+	record feed.Record
+	logged bool     // record is to be logged
+	shown  feed.Seq // a feed that has come here shows the row so
+}
+
+// one decides one change.
+func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
+	d.ID = w.ID
+	if w.ID != "" {
+		if seen, ok := g.seen(t, r, w.ID); ok {
+			if seen.digest == p.digest {
+				d.Outcome, d.shown = seen.outcome, seen.outcome.Seq
+				if seen.noop {
+					d.shown = g.row(t, rowKey{r.Tenant, w.Collection, w.Key}).last
+				}
+				d.ID, d.Status = w.ID, Duplicate
+				return d
+			}
+			d.Status, d.Key = IDReused, w.Key
+			if d.Key == "" {
+				d.Key = seen.outcome.Key
+			}
+			row := g.row(t, rowKey{r.Tenant, w.Collection, d.Key})
+			d.Seq, d.Value, d.shown = row.seq, row.value, row.last
+			return d
+		}
+	}
+	key := rowKey{r.Tenant, w.Collection, w.Key}
+	if w.Key == "" {
+		key.key = uuid.Must(uuid.NewV7()).String()
+	}
+	row := g.row(t, key)
+	d.Key, d.Seq, d.Value, d.shown = key.key, row.seq, row.value, row.last
+	rec := feed.Record{Collection: w.Collection, Key: key.key, ID: w.ID, Digest: p.digest}
+	if w.If != nil && *w.If != row.seq || w.IfExists && row.seq == 0 {
+		d.Status = Conflict
+		return d
+	}
+	switch w.Op {
+	case "insert":
+		if row.seq != 0 {
+			d.Status = Exists
+			return d
+		}
+		rec.Op, rec.Value = feed.Insert, p.value
+	case "put":
+		rec.Op, rec.Value = feed.Insert, p.value
+		if row.seq != 0 {
+			rec.Op = feed.Modify
+		}
+	case "modify":
+		if row.seq == 0 {
+			d.Status = Missing
+			return d
+		}
+		rec.Op, rec.Value = feed.Modify, p.value
+		if p.patch != "" {
+			merged, err := mergePatch(row.value, p.patch)
+			if err != nil {
+				panic("hub: a row can't be read back: " + err.Error())
+			}
+			rec.Value = merged
+			// It is no deeper than both were, and what is short has few elements.
+			if len(merged) > MaxValue || len(merged) > MaxElements && CheckBounds([]byte(merged)) != nil {
+				d.Status = tooLarge
+				return d
+			}
+		}
+	case "remove":
+		rec.Op = feed.Remove
+		if row.seq == 0 {
+			if w.ID == "" {
+				d.Status, d.Seq = OK, g.next-1 // nothing to log; as of now it is gone
+				return d
+			}
+			rec.Op = feed.Noop
+		}
+	}
+	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
+	g.next++
+	text := len(rec.Key) + len(rec.Collection) + len(rec.ID)
+	g.size += text + len(rec.Value) + 40 + len(r.Tenant) + len(r.Client) // as if it were a transaction of its own
+	g.mem += int64(len(rec.Value) - len(row.value))
+	if rec.Op != feed.Remove { // what takes away is never refused for want of memory
+		if row.seq == 0 {
+			g.mem += int64(text) + 180 + rowCost
+		}
+		if w.ID != "" {
+			g.mem += idCost
+		}
+	}
+	if rec.Op != feed.Noop {
+		d.shown = d.Seq
+		now := rowState{d.Seq, d.Value, d.Seq}
+		if rec.Op == feed.Remove {
+			now.seq = 0
+		}
+		g.rows.set(key, now)
+	}
+	if w.ID != "" {
+		g.ids.set(tenantID{r.Tenant, idKey{r.Client, w.ID}}, seenID{p.digest, d.Outcome, rec.Op == feed.Noop})
+	}
+	return d
+}
+
+// row is a row as it stands, after what the group did.
+func (g *group) row(t *tenant, key rowKey) rowState {
+	if row, ok := g.rows.now[key]; ok {
+		return row
+	}
+	if t == nil {
+		return rowState{}
+	}
+	v := t.find(key.collection)
+	if v == nil {
+		return rowState{last: t.floor}
+	}
+	switch c := v.rows.get(key.key); {
+	case c == nil:
+		return rowState{last: max(v.floor, v.last())}
+	case c.Op() == feed.Remove:
+		return rowState{last: c.Seq()}
+	default:
+		return rowState{c.Seq(), c.Value(), c.Seq()}
+	}
+}
+
+// seen is what an id of this client was answered before.
+func (g *group) seen(t *tenant, r *Request, id string) (seenID, bool) {
+	key := idKey{r.Client, id}
+	if s, ok := g.ids.now[tenantID{r.Tenant, key}]; ok || t == nil {
+		return s, ok
+	}
+	record, ok := t.ids[key]
+	if !ok {
+		return seenID{}, false
+	}
+	c := record.change
+	return seenID{record.digest, Outcome{Key: c.Key(), Seq: c.Seq(), Value: c.Value()}, c.Op() == feed.Noop}, true
+}
