@@ -50,6 +50,6 @@ test('whoever installs the package gets it from the registry, and nothing with i
   assert.ok(read(exports['.'].default))
   const lock = JSON.parse(read('package-lock.json'))
   for (const [name, { resolved }] of Object.entries(lock.packages)) {
-    assert.ok(!resolved || resolved.startsWith('https://registry.npmjs.org/'), name)
+    assert.equal(resolved, undefined, name)
   }
 })
