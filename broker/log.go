@@ -317,6 +317,9 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	return nil
 }
 
+// Ready is why the log takes no groups now; see feed.Log.
+func (l *Log) Ready() error { return nil }
+
 // Close ends what is under way, waits for it, and stops the server. An Append that it
 // cuts short is feed.ErrUnknown. A Read ends after the call of its fn, so fn must not
 // call Close. Close may be called again, which does nothing but wait.

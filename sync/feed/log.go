@@ -50,6 +50,11 @@ type Log interface {
 	// Trim may forget the groups before the position given, never that one itself.
 	// A position beyond the newest checkpoint's is an error.
 	Trim(ctx context.Context, before Position) error
+
+	// Ready is why an Append would be refused now, whatever it holds: the disk is full, or
+	// fails, and the log waits until that is over. It matches ErrNotReady, and says what
+	// is to be done. nil while groups are taken. It may be called at any time, and is cheap.
+	Ready() error
 }
 
 // MaxPart is the most bytes that a part of a checkpoint may have, and MaxGroup the
@@ -67,6 +72,9 @@ var (
 	ErrFenced = errors.New("somebody else has written to the log")
 	// ErrUnknown is returned by Append when the outcome is not known.
 	ErrUnknown = errors.New("the log did not answer in time")
+	// ErrNotReady is matched by what Ready returns, and by the error of an Append that
+	// was refused for the same reason: nothing was written.
+	ErrNotReady = errors.New("the log takes no writes now")
 	// ErrDamaged is matched by every *Damage.
 	ErrDamaged = errors.New("the log is damaged")
 )

@@ -19,6 +19,7 @@ type Memory struct {
 	// a lock held, before the method does its work; what it returns is returned instead.
 	OnAppend func(after feed.Position, group []byte) error
 	OnSave   func(at feed.Position) error
+	OnReady  func() error
 
 	epoch feed.Epoch
 
@@ -158,6 +159,14 @@ func (m *Memory) LoadCheckpoint(ctx context.Context, fn func([]byte) error) (fee
 		}
 	}
 	return at, nil
+}
+
+// Ready is what OnReady says; see feed.Log.
+func (m *Memory) Ready() error {
+	if m.OnReady != nil {
+		return m.OnReady()
+	}
+	return nil
 }
 
 // Trim forgets groups; see feed.Log.
