@@ -9,6 +9,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"iter"
+	"path/filepath"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -101,7 +102,7 @@ func readFrame(b []byte) (f frame, ok bool) {
 // The position must be that of a group, the log must have come to it, and it must not
 // be before the newest checkpoint's. The bytes are not kept.
 func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.Seq2[[]byte, error]) error {
-	if err := l.begin(); err != nil {
+	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
@@ -120,8 +121,17 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	if at < before.at {
 		return doing(fmt.Errorf("there is one at %d", before.at))
 	}
-	info, err := l.nats.info(ctx, checkpointStream)
+	n := l.nats.Load()
+	info, err := n.info(ctx, checkpointStream)
 	if err != nil {
+		return doing(err)
+	}
+	// A checkpoint that has to be given up half-way keeps its room until the next one.
+	most := before.size + before.size/4
+	if before.count == 0 {
+		most = state.Bytes
+	}
+	if err := l.room(int64(most)); err != nil {
 		return doing(err)
 	}
 	first := info.State.LastSeq + 1
@@ -137,15 +147,21 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 		}
 		buf = appendPart(buf[:0], at, c.count, part)
 		sum.Write(buf[:partHead])
-		if err := l.nats.publish(ctx, checkpointStream, checkpointSubject, first-1+uint64(c.count), buf); err != nil {
+		if err := n.publish(ctx, checkpointStream, checkpointSubject, first-1+uint64(c.count), buf); err != nil {
 			return doing(fmt.Errorf("write part %d: %w", c.count, err))
 		}
 		c.count++
 		c.size += uint64(len(part))
 	}
 	c.sum = sum16(sum)
-	if err := l.nats.publish(ctx, checkpointStream, checkpointSubject, first-1+uint64(c.count), c.encode()); err != nil {
+	if err := n.publish(ctx, checkpointStream, checkpointSubject, first-1+uint64(c.count), c.encode()); err != nil {
 		return doing(fmt.Errorf("write the commit: %w", err))
+	}
+	if l.opts.Relaxed {
+		// What goes next is what it stands for.
+		if err := syncTree(filepath.Join(l.opts.Dir, natsName)); err != nil {
+			return doing(err)
+		}
 	}
 	// From here on it is saved, whatever happens to what is tidied up.
 	if err := l.high.sync(); err != nil {
@@ -153,11 +169,12 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	}
 	l.mu.Lock()
 	busy := l.loads > 0
+	l.trims++
 	l.mu.Unlock()
 	if busy {
 		return nil // somebody reads what is before it; the next save purges it
 	}
-	if err := l.nats.purge(ctx, checkpointStream, first); err != nil {
+	if err := n.purge(ctx, checkpointStream, first); err != nil {
 		l.logger.Warn("the checkpoint before the newest is kept until the next one", "err", err)
 	}
 	return nil
@@ -166,7 +183,7 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 // LoadCheckpoint calls fn with the parts of the newest checkpoint; see feed.Log. One
 // that is committed but not whole is *feed.Damage; fn may by then have seen parts.
 func (l *Log) LoadCheckpoint(ctx context.Context, fn func(part []byte) error) (feed.Position, error) {
-	if err := l.begin(); err != nil {
+	if err := l.enter(); err != nil {
 		return 0, err
 	}
 	defer l.calls.Done()
@@ -208,7 +225,7 @@ func (l *Log) LoadCheckpoint(ctx context.Context, fn func(part []byte) error) (f
 // before the run is looked at.
 func (l *Log) newest(ctx context.Context) (c commit, found bool, err error) {
 	defer l.hold()()
-	info, err := l.nats.info(ctx, checkpointStream)
+	info, err := l.nats.Load().info(ctx, checkpointStream)
 	if err != nil {
 		return commit{}, false, err
 	}

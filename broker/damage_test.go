@@ -207,7 +207,7 @@ func TestMarkerIsChecked(t *testing.T) {
 	write(t, marker, []byte(`{"format":1,"epoch":"abcdefghij"}`))
 	wantDamage(t, dir, "of another log")
 
-	write(t, marker, []byte(`{"format":2,"log":"of a shape that this version can't know"}`))
+	write(t, marker, []byte(`{"format":3,"log":"of a shape that this version can't know"}`))
 	l, err := broker.Open(t.Context(), broker.Options{Dir: dir})
 	if err == nil {
 		l.Close()

@@ -9,9 +9,9 @@ import (
 
 // SetTimeout changes how long a request may take: 1 ns makes every answer late.
 func (l *Log) SetTimeout(d time.Duration) (restore func()) {
-	was := l.nats.timeout
-	l.nats.timeout = d
-	return func() { l.nats.timeout = was }
+	was := l.nats.Load().timeout
+	l.nats.Load().timeout = d
+	return func() { l.nats.Load().timeout = was }
 }
 
 // WithMaxStore bounds both streams together, in bytes.
@@ -23,27 +23,27 @@ func (o Options) WithMaxStore(n int64) Options {
 // PurgeCheckpoints removes the messages of the checkpoint stream before a sequence, as
 // nothing but a fault would.
 func (l *Log) PurgeCheckpoints(ctx context.Context, before uint64) error {
-	return l.nats.purge(ctx, checkpointStream, before)
+	return l.nats.Load().purge(ctx, checkpointStream, before)
 }
 
 // PurgeGroups does it in the log.
 func (l *Log) PurgeGroups(ctx context.Context, before uint64) error {
-	return l.nats.purge(ctx, logStream, before)
+	return l.nats.Load().purge(ctx, logStream, before)
 }
 
 // Foreign stores a message that is no frame behind the checkpoint's.
 func (l *Log) Foreign(ctx context.Context, data []byte) error {
-	info, err := l.nats.info(ctx, checkpointStream)
+	info, err := l.nats.Load().info(ctx, checkpointStream)
 	if err != nil {
 		return err
 	}
-	return l.nats.publish(ctx, checkpointStream, checkpointSubject, info.State.LastSeq, data)
+	return l.nats.Load().publish(ctx, checkpointStream, checkpointSubject, info.State.LastSeq, data)
 }
 
 // Consumers is how many consumers the streams have.
 func (l *Log) Consumers(ctx context.Context) (n int, err error) {
 	for _, stream := range []string{logStream, checkpointStream} {
-		info, err := l.nats.info(ctx, stream)
+		info, err := l.nats.Load().info(ctx, stream)
 		if err != nil {
 			return 0, err
 		}
@@ -53,10 +53,10 @@ func (l *Log) Consumers(ctx context.Context) (n int, err error) {
 }
 
 // Subscriptions is how many subscriptions the connection to the server has.
-func (l *Log) Subscriptions() int { return l.nats.nc.NumSubscriptions() }
+func (l *Log) Subscriptions() int { return l.nats.Load().nc.NumSubscriptions() }
 
 // CutConnection makes the server hang up.
-func (l *Log) CutConnection() error { return l.nats.nc.ForceReconnect() }
+func (l *Log) CutConnection() error { return l.nats.Load().nc.ForceReconnect() }
 
 // GenesisRecord is the most that a new store's block files hold.
 const GenesisRecord = genesisRecord
@@ -66,13 +66,10 @@ func (l *Log) LimitGroups(ctx context.Context, n int64) error {
 	config := streamConfigs(l.epoch)[0]
 	config.MaxMsgs = n
 	var resp server.JSApiStreamUpdateResponse
-	return l.nats.call(ctx, "STREAM.UPDATE."+config.Name, config, &resp)
+	return l.nats.Load().call(ctx, "STREAM.UPDATE."+config.Name, config, &resp)
 }
 
 // NewMark is the high-water mark of the log as it was made.
 func (l *Log) NewMark() []byte {
-	b := make([]byte, slotGap+slotSize)
-	copy(b, l.high.slot(0))
-	copy(b[slotGap:], l.high.slot(0))
-	return b
+	return newMark(l.epoch)
 }

@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -25,6 +27,19 @@ type Options struct {
 	// Timeout is how long one request to the stored log may take: one group or part of a
 	// checkpoint to be written and synced, or up to 4 MiB to be read. 0: 10 s.
 	Timeout time.Duration
+	// Relaxed acknowledges what the system holds in memory, and makes it durable about once
+	// a second. A log that was not closed is then opened no more: see ErrUnclean.
+	Relaxed bool
+	// Reserve is the free space of the file system, in bytes, below which nothing is
+	// written, so that the store itself never meets a full disk. 0: 64 MiB.
+	Reserve int64
+	// Scrub is how long one reading of all files takes, about, while the log is open: what
+	// is harmed on the disk is found before it is needed. 0: 6 h. Below 0: never.
+	Scrub time.Duration
+	// Damaged is told what the scrub finds, and what is found when a disk that failed is
+	// back, as a *feed.Damage. It is called by one goroutine, which Close waits for. nil:
+	// the logger alone is told.
+	Damaged func(error)
 
 	maxStore int64 // bytes of both streams; for tests. 0: no limit but the disk's
 }
@@ -36,11 +51,20 @@ func (o *Options) validate() error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Timeout < 0 {
-		return fmt.Errorf("open the log: a timeout of %s", o.Timeout)
+	if o.Timeout < 0 || o.Reserve < 0 {
+		return fmt.Errorf("open the log: a timeout of %s, a reserve of %d bytes", o.Timeout, o.Reserve)
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Second
+	}
+	if o.Reserve == 0 {
+		o.Reserve = 64 << 20
+	}
+	if o.Scrub == 0 {
+		o.Scrub = 6 * time.Hour
+	}
+	if o.Damaged == nil {
+		o.Damaged = func(error) {}
 	}
 	if o.maxStore == 0 {
 		o.maxStore = 1 << 60
@@ -48,28 +72,40 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// ErrClosed is returned by the methods of a Log that is closed, and matched by the
-// error of a call that Close cut short.
-var ErrClosed = errors.New("the log is closed")
+var (
+	// ErrClosed is returned by the methods of a Log that is closed, and matched by the
+	// error of a call that Close cut short.
+	ErrClosed = errors.New("the log is closed")
+	// ErrUnclean is returned by Open for a log that was relaxed and that nobody closed: its
+	// end may be lost, and nobody can tell. What is there can be read by Inspect, and made
+	// into a new log by Replace.
+	ErrUnclean = errors.New("the log was open in relaxed durability and was not closed: what it acknowledged last may be lost")
+)
 
 // Log is a feed.Log on disk. Open makes one, Close ends it.
 type Log struct {
 	// Static after construction.
-	epoch   feed.Epoch
-	logger  *slog.Logger
-	timeout time.Duration
-	locked  *os.File
-	high    *highWater
-	nats    *embedded
-	done    chan struct{} // closed by Close
+	opts   Options
+	epoch  feed.Epoch
+	logger *slog.Logger
+	locked *os.File
+	marker marker
+	opened bool // Open has succeeded
+	high   *highWater
+	done   chan struct{} // closed by Close
 
-	closing sync.Once
-	calls   sync.WaitGroup // the calls under way; added to under mu, while not closed
+	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
+	space    atomic.Pointer[notReady] // the disk is too full
+	broken   atomic.Pointer[notReady] // the disk fails, or has failed
+	closing  sync.Once
+	calls    sync.WaitGroup // the calls under way; added to under mu, while not closed
+	watching sync.WaitGroup // what runs while the log is open
 
 	mu      sync.Mutex
 	closed  bool                 // guarded by mu
 	readers map[*reader]struct{} // guarded by mu; reads of groups under way
 	floor   feed.Position        // guarded by mu; groups before it are trimmed or being trimmed
+	trims   int                  // guarded by mu; how often the floor or a checkpoint moved
 	loads   int                  // guarded by mu; reads of checkpoints under way
 }
 
@@ -113,80 +149,123 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
+		opts:    opts,
 		logger:  opts.Logger,
-		timeout: opts.Timeout,
 		locked:  locked,
 		done:    make(chan struct{}),
 		readers: make(map[*reader]struct{}),
 	}
-	if err := l.open(ctx, opts); err != nil {
+	if err := l.open(ctx); err != nil {
 		l.release()
 		return nil, fmt.Errorf("open the log in %s: %w", opts.Dir, err)
 	}
+	l.opened = true
+	l.start()
 	return l, nil
 }
 
-func (l *Log) open(ctx context.Context, opts Options) error {
-	m, found, err := readMarker(opts.Dir)
+// start starts what runs while the log is open.
+func (l *Log) start() {
+	l.high.start()
+	l.watching.Go(l.watch)
+	if l.opts.Scrub > 0 {
+		l.watching.Go(l.scrub)
+	}
+}
+
+func (l *Log) open(ctx context.Context) error {
+	dir := l.opts.Dir
+	m, found, err := readMarker(dir)
 	if err != nil {
 		return err
 	}
 	if !found {
-		return l.create(ctx, opts)
+		return l.create(ctx)
 	}
-	l.epoch = m.Epoch
-	if l.high, err = openHighWater(opts.Dir, l.epoch); err != nil {
+	if m.Moving != "" {
+		if err := finishMove(dir, &m); err != nil {
+			return err
+		}
+	}
+	if m.Relaxed {
+		return ErrUnclean
+	}
+	l.marker, l.epoch = m, m.Epoch
+	if l.high, err = openHighWater(dir, l.epoch); err != nil {
 		return err
 	}
-	last, err := verifyStream(ctx, opts.Dir, logStream, logSubject)
+	if err := l.begin(ctx); err != nil {
+		return err
+	}
+	if m.Format == format && !l.opts.Relaxed {
+		return nil
+	}
+	m.Format, m.Relaxed = format, l.opts.Relaxed
+	l.marker = m
+	return writeMarker(dir, m)
+}
+
+// begin checks the files, and starts a server on them.
+func (l *Log) begin(ctx context.Context) error {
+	dir := l.opts.Dir
+	last, err := verifyStream(ctx, dir, logStream, logSubject)
 	if err != nil {
 		return err
 	}
-	if _, err := verifyStream(ctx, opts.Dir, checkpointStream, checkpointSubject); err != nil {
+	if _, err := verifyStream(ctx, dir, checkpointStream, checkpointSubject); err != nil {
 		return err
 	}
-	if high := l.high.position(); last != 0 && position(last) < high {
+	if high := l.high.now().pos; last != 0 && position(last) < high {
 		return &feed.Damage{At: position(last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", high)}
 	}
 	// What a killed process wrote but had not synced is made durable before anybody can
 	// read it.
-	if err := syncTree(filepath.Join(opts.Dir, natsName)); err != nil {
+	if err := syncTree(filepath.Join(dir, natsName)); err != nil {
 		return err
 	}
-	if l.nats, err = startServer(opts.Dir, opts); err != nil {
+	server, err := startServer(dir, l.opts)
+	if err != nil {
 		return err
 	}
+	l.nats.Store(server)
 	return l.check(ctx, last)
 }
 
 // create makes a new log; the marker, written last, makes it one.
-func (l *Log) create(ctx context.Context, opts Options) (err error) {
-	if err := removeUnfinished(opts.Dir); err != nil {
+func (l *Log) create(ctx context.Context) error {
+	dir := l.opts.Dir
+	if err := removeUnfinished(dir); err != nil {
 		return err
 	}
-	m := marker{Format: format, Epoch: feed.NewEpoch(), Created: time.Now().UTC().Truncate(time.Second)}
-	l.epoch = m.Epoch
-	if l.high, err = createHighWater(opts.Dir, l.epoch); err != nil {
+	m := marker{Format: format, Epoch: feed.NewEpoch(), Created: time.Now().UTC().Truncate(time.Second), Relaxed: l.opts.Relaxed}
+	l.marker, l.epoch = m, m.Epoch
+	err := createHighWater(dir, l.epoch)
+	if err == nil {
+		l.high, err = openHighWater(dir, l.epoch)
+	}
+	if err != nil {
 		return err
 	}
-	if l.nats, err = startServer(opts.Dir, opts); err != nil {
+	server, err := startServer(dir, l.opts)
+	if err != nil {
 		return err
 	}
+	l.nats.Store(server)
 	for _, want := range streamConfigs(l.epoch) {
-		if err := l.nats.createStream(ctx, want); err != nil {
+		if err := server.createStream(ctx, want); err != nil {
 			return err
 		}
 	}
-	if err := l.nats.publish(ctx, logStream, logSubject, 0, genesis(l.epoch)); err != nil {
+	if err := server.publish(ctx, logStream, logSubject, 0, genesis(l.epoch)); err != nil {
 		return fmt.Errorf("write the genesis message: %w", err)
 	}
-	if err := syncTree(opts.Dir); err != nil {
+	if err := syncTree(dir); err != nil {
 		return err
 	}
-	if err := writeMarker(opts.Dir, m); err != nil {
+	if err := writeMarker(dir, m); err != nil {
 		return err
 	}
-	l.logger.Info("made a new log", "dir", opts.Dir, "epoch", l.epoch)
+	l.logger.Info("made a new log", "dir", dir, "epoch", l.epoch)
 	return l.check(ctx, 1)
 }
 
@@ -194,7 +273,7 @@ func (l *Log) create(ctx context.Context, opts Options) (err error) {
 // sequence of the last message that its files hold.
 func (l *Log) check(ctx context.Context, ends uint64) error {
 	for _, want := range streamConfigs(l.epoch) {
-		if err := l.nats.checkStream(ctx, want); err != nil {
+		if err := l.nats.Load().checkStream(ctx, want); err != nil {
 			return err
 		}
 	}
@@ -227,14 +306,25 @@ func (l *Log) check(ctx context.Context, ends uint64) error {
 	if state.LastSeq != ends {
 		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the server ends the log before it, and its files hold groups up to %d", position(ends))}
 	}
-	l.floor = first
+	if m := l.high.now(); m.pos >= max(first, 1) && !m.only {
+		b, err := l.get(ctx, logStream, sequence(m.pos))
+		if err != nil && !errors.Is(err, errMissing) {
+			return err
+		}
+		if err != nil || markOf(m.pos, b) != m {
+			return &feed.Damage{At: m.pos, What: "it is not the group that was acknowledged here"}
+		}
+	}
+	l.mu.Lock()
+	l.floor = max(l.floor, first)
+	l.mu.Unlock()
 	l.logger.Info("opened the log", "epoch", l.epoch, "first", first, "last", last, "checkpoint", c.at, "bytes", state.Bytes)
 	return nil
 }
 
 // state asks for the log's state; where it has holes, it is *feed.Damage.
 func (l *Log) state(ctx context.Context) (server.StreamState, error) {
-	info, err := l.nats.info(ctx, logStream)
+	info, err := l.nats.Load().info(ctx, logStream)
 	if err != nil {
 		return server.StreamState{}, err
 	}
@@ -253,30 +343,42 @@ func (l *Log) Epoch() feed.Epoch { return l.epoch }
 
 // Append writes a group of at most feed.MaxGroup bytes; see feed.Log. Where the
 // context ends or the time is over before the answer is there, the outcome is
-// feed.ErrUnknown. The bytes are not kept.
+// feed.ErrUnknown. Where the disk failed, what was not acknowledged is cut off before
+// the log goes on, and the outcome is feed.ErrNotWritten. The bytes are not kept.
 func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (feed.Position, error) {
-	if err := l.begin(); err != nil {
+	if err := l.enter(); err != nil {
 		return 0, err
 	}
 	defer l.calls.Done()
+	doing := func(err error) error { return fmt.Errorf("append a group at position %d: %w", after+1, err) }
 	if len(group) > feed.MaxGroup {
-		return 0, fmt.Errorf("append a group: nothing was written: %d bytes are over the limit of %d", len(group), feed.MaxGroup)
+		return 0, doing(fmt.Errorf("nothing was written: %d bytes are over the limit of %d", len(group), feed.MaxGroup))
 	}
-	if err := l.nats.publish(ctx, logStream, logSubject, sequence(after), group); err != nil {
-		return 0, fmt.Errorf("append a group at position %d: %w", after+1, err)
+	n := l.nats.Load()
+	if err := l.room(int64(len(group))); err != nil {
+		return 0, doing(n.certainly(err))
 	}
-	if err := l.high.advance(after + 1); err != nil {
-		// The group is durable: its writer must not be told otherwise. What is lost is the
-		// proof, should the log's end get lost too.
+	if err := n.publish(ctx, logStream, logSubject, sequence(after), group); err != nil {
+		if errors.Is(err, feed.ErrUnknown) && n.failing() {
+			err = l.settle(ctx, n, err)
+		}
+		return 0, doing(err)
+	}
+	fault.Point("append-published")
+	if err := l.high.advance(markOf(after+1, group)); err != nil {
+		// The group is durable: its writer must not be told otherwise. But nothing more is
+		// taken until the mark can be written again.
 		l.logger.Error("the log's end is less well guarded", "position", after+1, "err", err)
+		l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
 	}
+	fault.Point("mark-written")
 	return after + 1, nil
 }
 
 // Trim forgets the groups before the position given; see feed.Log. It leaves those
 // that a Read under way may yet want to the next Trim.
 func (l *Log) Trim(ctx context.Context, before feed.Position) error {
-	if err := l.begin(); err != nil {
+	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
@@ -294,6 +396,7 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	// Raised before the purge and never lowered: a Read that comes now is told so, rather
 	// than losing groups from under it.
 	l.floor = max(l.floor, before)
+	l.trims++
 	l.mu.Unlock()
 
 	state, err := l.state(ctx)
@@ -303,7 +406,7 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if before <= max(1, position(state.FirstSeq)) {
 		return nil // there is nothing before it; the genesis message goes with group 1
 	}
-	if err := l.nats.purge(ctx, logStream, sequence(before)); err != nil {
+	if err := l.nats.Load().purge(ctx, logStream, sequence(before)); err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}
 	// Purges have emptied streams before (nats-server 2.14): look.
@@ -317,9 +420,6 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	return nil
 }
 
-// Ready is why the log takes no groups now; see feed.Log.
-func (l *Log) Ready() error { return nil }
-
 // Close ends what is under way, waits for it, and stops the server. An Append that it
 // cuts short is feed.ErrUnknown. A Read ends after the call of its fn, so fn must not
 // call Close. Close may be called again, which does nothing but wait.
@@ -330,7 +430,8 @@ func (l *Log) Close() error {
 		l.closed = true
 		l.mu.Unlock()
 		close(l.done)
-		l.nats.nc.Close() // what waits for an answer stops waiting
+		l.nats.Load().nc.Close() // what waits for an answer stops waiting
+		l.watching.Wait()
 		l.calls.Wait()
 		err = l.release()
 	})
@@ -339,21 +440,33 @@ func (l *Log) Close() error {
 
 // release gives back what Open took, in the reverse order.
 func (l *Log) release() error {
-	if l.nats != nil {
-		l.nats.stop()
+	var errs []error
+	if n := l.nats.Load(); n != nil {
+		n.stop()
 	}
-	var err error
 	if l.high != nil {
-		err = l.high.close()
+		errs = append(errs, l.high.close())
 	}
-	if cerr := l.locked.Close(); err == nil && cerr != nil {
-		err = fmt.Errorf("unlock the store: %w", cerr)
+	if l.opened && l.marker.Relaxed {
+		errs = append(errs, l.settleRelaxed())
 	}
-	return err
+	if err := l.locked.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("unlock the store: %w", err))
+	}
+	return errors.Join(errs...)
 }
 
-// begin counts a call in, so that Close waits for it.
-func (l *Log) begin() error {
+// settleRelaxed makes a relaxed log durable, and says so in its marker.
+func (l *Log) settleRelaxed() error {
+	if err := syncTree(filepath.Join(l.opts.Dir, natsName)); err != nil {
+		return err
+	}
+	l.marker.Relaxed = false
+	return writeMarker(l.opts.Dir, l.marker)
+}
+
+// enter counts a call in, so that Close waits for it.
+func (l *Log) enter() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {

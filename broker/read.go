@@ -28,7 +28,7 @@ var errMissing = errors.New("missing")
 // Read calls fn with each group after the position given; see feed.Log. The log's
 // end is that of the moment when Read is called. What fn returns is returned.
 func (l *Log) Read(ctx context.Context, after feed.Position, fn func(feed.Position, []byte) error) error {
-	if err := l.begin(); err != nil {
+	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
@@ -130,7 +130,7 @@ func (l *Log) ask(stream string) (*query, error) {
 	// Room for a batch and its end, and as much again for one that came too late.
 	q := &query{l: l, stream: stream, inbox: nats.NewInbox(), ch: make(chan *nats.Msg, 2*(maxBatchCount+1))}
 	var err error
-	if q.sub, err = l.nats.nc.ChanSubscribe(q.inbox+".*", q.ch); err != nil {
+	if q.sub, err = l.nats.Load().nc.ChanSubscribe(q.inbox+".*", q.ch); err != nil {
 		return nil, fmt.Errorf("read the stream %s: %w", stream, orClosed(err))
 	}
 	return q, nil
@@ -150,7 +150,7 @@ func (q *query) request(from, to uint64) error {
 	}
 	q.number++
 	q.reply, q.from = q.inbox+"."+strconv.Itoa(q.number), from
-	if err := q.l.nats.nc.PublishRequest("$JS.API.DIRECT.GET."+q.stream, q.reply, body); err != nil {
+	if err := q.l.nats.Load().nc.PublishRequest("$JS.API.DIRECT.GET."+q.stream, q.reply, body); err != nil {
 		return fmt.Errorf("read the stream %s: %w", q.stream, orClosed(err))
 	}
 	return nil
@@ -160,7 +160,7 @@ func (q *query) request(from, to uint64) error {
 // sequence asked for, one message for each sequence up to some other: the messages
 // come in order, so that is so if they are as many as the last one's sequence says.
 func (q *query) collect(ctx context.Context) (batch [][]byte, whole bool, err error) {
-	timeout := time.NewTimer(q.l.timeout)
+	timeout := time.NewTimer(q.l.opts.Timeout)
 	defer timeout.Stop()
 	for {
 		var m *nats.Msg
@@ -211,7 +211,7 @@ func (l *Log) get(ctx context.Context, stream string, seq uint64) ([]byte, error
 	if err != nil {
 		return nil, fmt.Errorf("encode a request: %w", err)
 	}
-	m, err := l.nats.request(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream, Data: body})
+	m, err := l.nats.Load().request(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream, Data: body})
 	if err != nil {
 		return nil, fmt.Errorf("read the stream %s at %d: %w", stream, seq, err)
 	}

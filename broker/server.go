@@ -9,12 +9,15 @@ import (
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -36,6 +39,9 @@ const startWithin = time.Minute
 // maxMessage is the largest message: a group or a framed part, and the headers.
 const maxMessage = max(feed.MaxGroup, feed.MaxPart) + 64<<10
 
+// syncEvery is how often a relaxed log is made durable.
+const syncEvery = time.Second
+
 // embedded is a JetStream server in this process, and the one connection to it, which
 // is a pipe in memory. Its methods may be called concurrently.
 type embedded struct {
@@ -43,11 +49,20 @@ type embedded struct {
 	srv     *server.Server
 	nc      *nats.Conn
 	timeout time.Duration // of each request
+	log     *serverLog
+	stopped sync.Once
+	// cut is closed once this server is stopped for good and what it had not acknowledged is
+	// cut off the log: it certainly was not written.
+	cut chan struct{}
 }
+
+// failing tells whether the server could not write, and so takes nothing any more.
+func (e *embedded) failing() bool { return e.log.failing.Err() != nil }
 
 // startServer starts a server on the files below dir and reads back what they hold.
 func startServer(dir string, opts Options) (*embedded, error) {
 	logger := &serverLog{to: opts.Logger}
+	logger.failing, logger.fail = context.WithCancelCause(context.Background())
 	srv, err := server.NewServer(&server.Options{
 		ServerName: "tidemark",
 		// No port is opened, and signals stay with the program.
@@ -56,8 +71,9 @@ func startServer(dir string, opts Options) (*embedded, error) {
 
 		JetStream:              true,
 		StoreDir:               filepath.Join(dir, natsName),
-		SyncAlways:             true, // a write is acknowledged when it is durable
-		JetStreamMaxMemory:     1,    // nothing is stored in memory; 0 would mean 3/4 of it
+		SyncAlways:             !opts.Relaxed && !fault.Bug("ack-before-fsync"), // a write is acknowledged when it is durable
+		SyncInterval:           syncEvery,                                       // where it is not
+		JetStreamMaxMemory:     1,                                               // nothing is stored in memory; 0 would mean 3/4 of it
 		JetStreamMaxStore:      opts.maxStore,
 		DisableJetStreamBanner: true,
 
@@ -70,7 +86,7 @@ func startServer(dir string, opts Options) (*embedded, error) {
 		return nil, fmt.Errorf("configure the embedded NATS server: %w", err)
 	}
 	srv.SetLoggerV2(logger, false, false, false)
-	e := &embedded{srv: srv, timeout: opts.Timeout}
+	e := &embedded{srv: srv, timeout: opts.Timeout, log: logger, cut: make(chan struct{})}
 	srv.Start()
 	if why := logger.fatal.Load(); why != nil {
 		e.stop()
@@ -100,13 +116,15 @@ func startServer(dir string, opts Options) (*embedded, error) {
 }
 
 // stop closes the connection, which ends what waits for an answer, then the server,
-// and waits for it.
+// and waits for it. It may be called again.
 func (e *embedded) stop() {
-	if e.nc != nil {
-		e.nc.Close()
-	}
-	e.srv.Shutdown()
-	e.srv.WaitForShutdown()
+	e.stopped.Do(func() {
+		if e.nc != nil {
+			e.nc.Close()
+		}
+		e.srv.Shutdown()
+		e.srv.WaitForShutdown()
+	})
 }
 
 // streamConfigs is what the streams are made with, all defaults written out, so that
@@ -216,14 +234,19 @@ func (e *embedded) call(ctx context.Context, verb string, req any, resp answer) 
 func (e *embedded) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	limited, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
+	// A server that could not write answers nobody any more.
+	defer context.AfterFunc(e.log.failing, cancel)()
 	answer, err := e.nc.RequestMsgWithContext(limited, m)
-	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+	switch {
+	case err != nil && e.failing():
+		err = fmt.Errorf("%w: %w", errFailing, context.Cause(e.log.failing))
+	case err != nil && ctx.Err() == nil && limited.Err() != nil:
 		err = fmt.Errorf("no answer within %s", e.timeout)
 	}
 	return answer, orClosed(err)
 }
 
-// orClosed is ErrClosed where the connection was closed, which only Close does.
+// orClosed is ErrClosed where the connection was closed.
 func orClosed(err error) error {
 	if errors.Is(err, nats.ErrConnectionClosed) {
 		return ErrClosed
@@ -281,17 +304,33 @@ func refused(e *server.ApiError) error {
 	return fmt.Errorf("nothing was written: %s: %w", hint, e)
 }
 
-// serverLog passes what the server says on to slog: its chatter as Debug.
+// errFailing says that the server could not write to the disk. It takes nothing any more,
+// with space again or without, until it is started anew.
+var errFailing = errors.New("the embedded NATS server could not write to the disk")
+
+// writeError is how the server's line begins when a stream has stopped taking messages
+// (setWriteErr in server/filestore.go). It tells nobody else.
+const writeError = "Critical write error"
+
+// serverLog passes what the server says on to slog: its chatter as Debug. What tells
+// that it can't write ends failing.
 type serverLog struct {
-	to    *slog.Logger
-	fatal atomic.Pointer[string] // what it could not live with
+	to      *slog.Logger
+	fatal   atomic.Pointer[string] // what it could not live with
+	failing context.Context
+	fail    context.CancelCauseFunc
 }
 
 func (l *serverLog) Noticef(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
 func (l *serverLog) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
 func (l *serverLog) Tracef(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
 func (l *serverLog) Warnf(format string, v ...any)   { l.log(slog.LevelWarn, format, v) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.log(slog.LevelError, format, v) }
+func (l *serverLog) Errorf(format string, v ...any) {
+	l.log(slog.LevelError, format, v)
+	if strings.Contains(format, writeError) {
+		l.fail(fmt.Errorf(format, v...))
+	}
+}
 
 // Fatalf does not end the process, as the server expects of loggers on its own.
 func (l *serverLog) Fatalf(format string, v ...any) {

@@ -15,14 +15,17 @@ import (
 )
 
 // format is the version of what a store directory holds. It changes when an older
-// program would misread a store.
-const format = 1
+// program would misread a store. Format 1 has groups, checkpoints and marks of their
+// first versions, which are read, and no words for relaxed and moving.
+const format = 2
 
 const (
 	lockName   = "LOCK"
 	markerName = "tidemark.json"
 	highName   = "high-water"
 	natsName   = "nats"
+	asideName  = "aside" // what was damaged, and replaced
+	newName    = "new"   // a log that is to replace this one
 )
 
 // ErrInUse is returned by Open for a directory that another Log, mostly of another
@@ -35,6 +38,12 @@ type marker struct {
 	Format  int        `json:"format"`
 	Epoch   feed.Epoch `json:"epoch"`
 	Created time.Time  `json:"created"`
+	// Relaxed: the log was opened so that a crash can take back what was acknowledged, and
+	// was not closed since.
+	Relaxed bool `json:"relaxed,omitempty"`
+	// Moving is where the log before goes: this one is in the directory new, or partly
+	// moved from there.
+	Moving string `json:"moving,omitempty"`
 }
 
 // readMarker reads the marker of dir; found is false where there is none.

@@ -47,29 +47,61 @@ const (
 	sector = 512 // what a disk writes whole or not at all
 )
 
-// verifier checks the blocks of one stream.
+// verifier reads the blocks of one stream.
 type verifier struct {
 	stream, subject string
 	last            uint64                // the sequence of the last message found; 0: none yet
 	hash            *highwayhash.Digest64 // of the file that is being read
+	cold            bool                  // read from the disk, not from the system's memory
+	upTo            uint64                // what comes after this message is not looked at; 0: all is
+
+	// each is given every message that is whole, where the file has it; nil: nobody wants
+	// them. The bytes are valid until it returns.
+	each func(file string, at int, seq uint64, data []byte) error
+	// harmed is told what is harmed or missing; what it returns ends the reading. nil: the
+	// first harm does, as a *feed.Damage.
+	harmed func(harm) error
 }
+
+// harm is a place where a stream's files are not as they were written.
+type harm struct {
+	file string
+	at   int    // the byte at which it begins
+	what string // is wrong
+	// The messages that are harmed or missing are those after, up to before, both not
+	// included; before is 0 where no message follows.
+	after, before uint64
+	bytes         []byte // what is there instead, valid as long as the call that tells of it
+}
+
+// errEnough ends a reading that has come to upTo.
+var errEnough = errors.New("enough")
 
 // verifyStream returns the sequence of the stream's last message, 0 if it has none. A
 // record that is harmed or missing is *feed.Damage. One at the very end that was cut
 // short as it was written, and so was never acknowledged, is not: the server drops it.
 func verifyStream(ctx context.Context, dir, stream, subject string) (last uint64, err error) {
 	v := &verifier{stream: stream, subject: subject}
-	msgs := filepath.Join(dir, natsName, "jetstream", "$G", "streams", stream, "msgs")
+	err = v.run(ctx, dir)
+	return v.last, err
+}
+
+// msgsDir is where a stream's blocks are.
+func msgsDir(dir, stream string) string {
+	return filepath.Join(dir, natsName, "jetstream", "$G", "streams", stream, "msgs")
+}
+
+// block is a file of messages.
+type block struct {
+	name   string
+	number uint64
+}
+
+// blocksOf lists a stream's block files in the order of their messages.
+func blocksOf(msgs string) ([]block, error) {
 	entries, err := os.ReadDir(msgs)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // what that means shows when the server says what it has
-	}
 	if err != nil {
-		return 0, fmt.Errorf("check the stream %s: %w", stream, err)
-	}
-	type block struct {
-		name   string
-		number uint64
+		return nil, err
 	}
 	var blocks []block
 	for _, entry := range entries {
@@ -80,57 +112,131 @@ func verifyStream(ctx context.Context, dir, stream, subject string) (last uint64
 		}
 	}
 	slices.SortFunc(blocks, func(a, b block) int { return cmp.Compare(a.number, b.number) })
+	return blocks, nil
+}
+
+// run reads the stream's files, one after the other.
+func (v *verifier) run(ctx context.Context, dir string) error {
+	msgs := msgsDir(dir, v.stream)
+	blocks, err := blocksOf(msgs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // what that means shows when the server says what it has
+	}
+	if err != nil {
+		return fmt.Errorf("check the stream %s: %w", v.stream, err)
+	}
 	var buf bytes.Buffer // a file has at most 8 MiB, or one message
 	for i, block := range blocks {
 		if err := ctx.Err(); err != nil {
-			return 0, err
+			return err
 		}
 		buf.Reset()
 		f, err := os.Open(filepath.Join(msgs, block.name))
 		if err == nil {
+			if v.cold {
+				uncache(f)
+			}
 			_, err = buf.ReadFrom(f)
 			f.Close()
 		}
 		if err != nil {
-			return 0, fmt.Errorf("check the stream %s: %w", stream, err)
+			return fmt.Errorf("check the stream %s: %w", v.stream, err)
 		}
-		key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", stream, block.number))
+		key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", v.stream, block.number))
 		if v.hash, err = highwayhash.NewDigest64(key[:]); err != nil {
-			return 0, fmt.Errorf("check the stream %s: %w", stream, err)
+			return fmt.Errorf("check the stream %s: %w", v.stream, err)
 		}
-		if err := v.block(block.name, buf.Bytes(), i == len(blocks)-1); err != nil {
-			return 0, err
+		if err := v.block(block.name, buf.Bytes(), i == len(blocks)-1); errors.Is(err, errEnough) {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
-	return v.last, nil
+	return nil
 }
 
 // block checks one file; newest tells whether it is the one that is written to.
 func (v *verifier) block(name string, b []byte, newest bool) error {
 	for at := 0; at < len(b); {
+		if v.upTo != 0 && v.last >= v.upTo {
+			return errEnough
+		}
 		size, seq, ok := v.record(b[at:])
 		switch {
 		case !ok && newest && v.torn(b, at):
 			return nil
 		case !ok:
-			return v.damage(name, at, "a record is harmed")
+			size = v.next(b[at:])
+			h := harm{file: name, at: at, what: "a record is harmed", after: v.last, bytes: b[at : at+size]}
+			for next := at + size; next < len(b) && h.before == 0; {
+				n, seq, ok := v.record(b[next:])
+				switch {
+				case !ok:
+					n = v.next(b[next:])
+				case seq&isMark == 0:
+					h.before = seq
+				}
+				next += n
+			}
+			if err := v.tell(h); err != nil {
+				return err
+			}
+			if h.before != 0 {
+				v.last = max(v.last, h.before-1) // told already
+			}
 		case seq&isMark != 0:
-		case v.last != 0 && seq != v.last+1:
-			return v.damage(name, at, fmt.Sprintf("message %d is missing, %d follows", v.last+1, seq))
+		case v.last != 0 && seq <= v.last:
+			if err := v.tell(harm{file: name, at: at, what: fmt.Sprintf("message %d comes after %d", seq, v.last), after: v.last, before: v.last + 1}); err != nil {
+				return err
+			}
 		default:
+			if v.last != 0 && seq != v.last+1 {
+				err := v.tell(harm{file: name, at: at, what: fmt.Sprintf("message %d is missing, %d follows", v.last+1, seq), after: v.last, before: seq})
+				if err != nil {
+					return err
+				}
+			}
 			v.last = seq
+			if v.each != nil {
+				if err := v.each(name, at, seq, messageOf(b[at:at+size], len(v.subject))); err != nil {
+					return err
+				}
+			}
 		}
 		at += size
 	}
 	return nil
 }
 
-func (v *verifier) damage(name string, at int, what string) error {
-	d := &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", v.stream, name, at, what)}
+func (v *verifier) tell(h harm) error {
+	if v.harmed != nil {
+		return v.harmed(h)
+	}
+	d := &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", v.stream, h.file, h.at, h.what)}
 	if v.stream == logStream && v.last != 0 {
 		d.At = position(v.last + 1)
 	}
 	return d
+}
+
+// next is how many bytes, at least one, stand before the next record that is whole.
+func (v *verifier) next(b []byte) int {
+	for i := 1; i+recordMin <= len(b); i++ {
+		// A hash is computed only where the lengths of a record could be.
+		if n := int(binary.LittleEndian.Uint16(b[i+20:])); n != 0 && n != len(v.subject) {
+			continue
+		}
+		if _, _, ok := v.record(b[i:]); ok {
+			return i
+		}
+	}
+	return len(b)
+}
+
+// messageOf is the message in a record that is whole.
+func messageOf(record []byte, subject int) []byte {
+	rest := record[recordHead+subject : len(record)-recordHash]
+	return rest[4+binary.LittleEndian.Uint32(rest):]
 }
 
 // record reads the record that b begins with.

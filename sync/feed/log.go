@@ -28,7 +28,10 @@ type Log interface {
 	// ErrFenced: somebody else has appended since; nothing was written.
 	// ErrUnknown: it may or may not be there, now or a little later; appending the
 	// same bytes at the same place again settles it.
-	// Any other error: nothing was written, and a later Append may succeed.
+	// ErrNotWritten: it is certainly not there and never will be, also where the answer
+	// before was ErrUnknown.
+	// Any other error: this call wrote nothing, and a later Append may succeed. After
+	// ErrUnknown it says nothing of the calls before.
 	Append(ctx context.Context, after Position, group []byte) (Position, error)
 
 	// Read calls fn with each group after the position given, in order, up to the
@@ -75,6 +78,9 @@ var (
 	// ErrNotReady is matched by what Ready returns, and by the error of an Append that
 	// was refused for the same reason: nothing was written.
 	ErrNotReady = errors.New("the log takes no writes now")
+	// ErrNotWritten is matched by the error of an Append whose group is certainly not in
+	// the log, whatever was answered before. It settles ErrUnknown.
+	ErrNotWritten = errors.New("the group was not written")
 	// ErrDamaged is matched by every *Damage.
 	ErrDamaged = errors.New("the log is damaged")
 )

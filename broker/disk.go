@@ -1,0 +1,262 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// A disk that is full or fails costs no acknowledged group, and nobody has to come. The
+// store refuses to write while there is less free space than the reserve, so that it
+// does not meet a full disk itself. Where a write fails nonetheless, the NATS server
+// takes nothing any more; it is stopped, what it had not acknowledged is cut off (after
+// a failed sync nobody can say what the disk has of it), and once the disk takes bytes
+// again all files are checked and another server is started on them.
+
+const (
+	lookEvery = 250 * time.Millisecond // how often free space and the mark are looked at
+	mendEvery = 500 * time.Millisecond // how often a failed disk is tried
+	probeName = "probe"                // a file that is written to see whether that goes
+)
+
+// notReady is why the log takes no groups.
+type notReady struct{ why string }
+
+func (n *notReady) Error() string { return n.why }
+
+// Is makes errors.Is(err, feed.ErrNotReady) true.
+func (n *notReady) Is(target error) bool { return target == feed.ErrNotReady }
+
+// Ready is why the log takes no groups now; see feed.Log.
+func (l *Log) Ready() error {
+	if n := l.broken.Load(); n != nil {
+		return n
+	}
+	if n := l.space.Load(); n != nil {
+		return n
+	}
+	return nil
+}
+
+// room is why n bytes can't be written now. Once the disk was too full, somewhat more
+// must be free, so that it lasts.
+func (l *Log) room(n int64) error {
+	if n := l.broken.Load(); n != nil {
+		return n
+	}
+	was := l.space.Load()
+	keep := l.opts.Reserve
+	if was != nil {
+		keep += keep / 8
+	}
+	free, known := freeSpace(l.opts.Dir)
+	if !known || free-n >= keep {
+		if was != nil && l.space.CompareAndSwap(was, nil) {
+			l.logger.Info("there is room again: the log takes writes", "free", free)
+		}
+		return nil
+	}
+	full := &notReady{fmt.Sprintf("its disk is full: %d MiB are free, and %d MiB are to be left free: make room", free>>20, keep>>20)}
+	if l.space.Swap(full) == nil {
+		l.logger.Error("the log takes no writes until there is room", "free", free, "reserve", l.opts.Reserve)
+	}
+	return full
+}
+
+// certainly adds to why nothing is taken that what was under way was not written, where
+// that is settled.
+func (e *embedded) certainly(why error) error {
+	select {
+	case <-e.cut:
+		return fmt.Errorf("%w: %w", feed.ErrNotWritten, why)
+	default:
+		return why
+	}
+}
+
+// settle waits until it is settled what became of a group whose server failed.
+func (l *Log) settle(ctx context.Context, n *embedded, unknown error) error {
+	timeout := time.NewTimer(l.opts.Timeout)
+	defer timeout.Stop()
+	select {
+	case <-n.cut:
+		return fmt.Errorf("%w: %w", feed.ErrNotWritten, context.Cause(n.log.failing))
+	case <-timeout.C:
+	case <-ctx.Done():
+	case <-l.done:
+	}
+	return unknown
+}
+
+// watch looks after disk and server while the log is open.
+func (l *Log) watch() {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.done:
+			return
+		case <-l.nats.Load().log.failing.Done():
+			if err := l.mend(); err != nil {
+				return
+			}
+		case <-tick.C:
+			_ = l.room(0) // kept, for Ready
+			if l.high.err() != nil {
+				if err := l.high.sync(); err != nil {
+					l.broken.Store(&notReady{"the disk fails: " + err.Error()})
+				} else {
+					l.broken.Store(nil)
+					l.logger.Info("the disk takes writes again")
+				}
+			}
+		}
+	}
+}
+
+// mend replaces a server that could not write. It tries until it has succeeded, or the
+// log is closed, or what is on the disk is damaged: the last two are its errors.
+func (l *Log) mend() error {
+	began := time.Now()
+	n := l.nats.Load()
+	why := context.Cause(n.log.failing)
+	l.broken.Store(&notReady{"the disk fails: " + why.Error()})
+	l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
+	n.stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-l.done:
+			cancel()
+		case <-stop:
+		}
+	}()
+	told := time.Now()
+	for {
+		err := l.mended(ctx, n)
+		switch {
+		case err == nil:
+			l.broken.Store(nil)
+			l.logger.Info("the log takes writes again", "after", time.Since(began).Round(time.Millisecond))
+			return nil
+		case errors.Is(err, feed.ErrDamaged):
+			l.broken.Store(&notReady{err.Error()})
+			l.opts.Damaged(err)
+			return err
+		case time.Since(told) > 10*time.Second:
+			told = time.Now()
+			l.logger.Error("the log still can't be written", "since", began.UTC().Format(time.RFC3339), "err", err)
+		}
+		l.broken.Store(&notReady{"the disk fails: " + err.Error()})
+		select {
+		case <-time.After(mendEvery):
+		case <-l.done:
+			return ErrClosed
+		}
+	}
+}
+
+// mended tries once to get from a server that was stopped to one that works.
+func (l *Log) mended(ctx context.Context, failed *embedded) error {
+	acked := sequence(l.high.now().pos)
+	select {
+	case <-failed.cut:
+	default:
+		if err := cutAfter(l.opts.Dir, acked); err != nil {
+			return err
+		}
+		close(failed.cut)
+	}
+	if free, known := freeSpace(l.opts.Dir); known && free < l.opts.Reserve {
+		return fmt.Errorf("%d MiB are free, and %d MiB are to be left free: make room", free>>20, l.opts.Reserve>>20)
+	}
+	if err := probe(l.opts.Dir); err != nil {
+		return err
+	}
+	if err := l.high.sync(); err != nil {
+		return err
+	}
+	if err := l.begin(ctx); err != nil {
+		if n := l.nats.Load(); n != failed {
+			n.stop()
+			close(n.cut) // it was given nothing to write
+		}
+		return err
+	}
+	return nil
+}
+
+// probe writes, syncs and removes a file of the size of a group.
+func probe(dir string) error {
+	path := filepath.Join(dir, probeName)
+	err := writeSynced(path, make([]byte, feed.GroupSize))
+	if rerr := os.Remove(path); err == nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = rerr
+	}
+	return err
+}
+
+// cutAfter cuts off what the files of the log hold after a sequence, and makes that
+// durable. No server may have them open.
+func cutAfter(dir string, seq uint64) error {
+	msgs := msgsDir(dir, logStream)
+	cutFile, cutAt := "", 0
+	cut := func(file string, at int) error {
+		cutFile, cutAt = file, at
+		return errEnough
+	}
+	v := &verifier{stream: logStream, subject: logSubject}
+	v.each = func(file string, at int, s uint64, _ []byte) error {
+		if s <= seq {
+			return nil
+		}
+		return cut(file, at)
+	}
+	v.harmed = func(h harm) error {
+		if h.after < seq {
+			return &feed.Damage{At: position(h.after + 1), What: fmt.Sprintf("in the file %s, byte %d: %s", h.file, h.at, h.what)}
+		}
+		return cut(h.file, h.at)
+	}
+	if err := v.run(context.Background(), dir); err != nil {
+		return err
+	}
+	blocks, err := blocksOf(msgs)
+	if err != nil {
+		return fmt.Errorf("cut the log: %w", err)
+	}
+	beyond := false
+	for _, block := range blocks {
+		path := filepath.Join(msgs, block.name)
+		switch {
+		case beyond:
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("cut the log: %w", err)
+			}
+		case block.name == cutFile:
+			beyond = true
+			if err := os.Truncate(path, int64(cutAt)); err != nil {
+				return fmt.Errorf("cut the log: %w", err)
+			}
+			if err := syncPath(path); err != nil {
+				return fmt.Errorf("cut the log: %w", err)
+			}
+		}
+	}
+	// The server wrote down what it believed to hold. It finds out by itself.
+	for _, stream := range []string{logStream, checkpointStream} {
+		if err := os.Remove(filepath.Join(msgsDir(dir, stream), "index.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cut the log: %w", err)
+		}
+	}
+	return syncPath(msgs)
+}

@@ -1,0 +1,163 @@
+package broker_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// smallDisk is a file system of so many bytes, or the test is skipped, loudly.
+func smallDisk(t *testing.T, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if runtime.GOOS != "linux" {
+		t.Skip("***** SKIPPED: NO SMALL DISK CAN BE MOUNTED HERE *****")
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("***** SKIPPED: NO SMALL DISK CAN BE MOUNTED HERE: %v *****", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fillDisk takes all but n bytes of the file system of dir.
+func fillDisk(t *testing.T, dir string, n int64) (empty func()) {
+	t.Helper()
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(dir, &s); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	write(t, ballast, make([]byte, max(0, int64(s.Bavail)*int64(s.Bsize)-n)))
+	return func() { remove(t, ballast) }
+}
+
+// appendUntil appends until it is refused, and returns that error.
+func appendUntil(t *testing.T, l *broker.Log, c *chain, size int) error {
+	t.Helper()
+	for range 10_000 {
+		was := *c
+		if _, err := l.Append(t.Context(), was.pos, c.next(1, size)); err != nil {
+			*c = was
+			return err
+		}
+	}
+	t.Fatal("the disk never got full")
+	return nil
+}
+
+// comesBack appends one more group within ten seconds.
+func comesBack(t *testing.T, l *broker.Log, c *chain) {
+	t.Helper()
+	next := *c
+	b := next.next(1, 10)
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) { // the store's own time: its disk is real
+		_, err := l.Append(t.Context(), c.pos, b)
+		if err == nil {
+			*c = next
+			t.Logf("it came back after %s", time.Since(began).Round(time.Millisecond))
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("it does not come back: %v", err)
+		}
+		if !errors.Is(err, feed.ErrNotReady) && !errors.Is(err, feed.ErrNotWritten) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A store on a disk that somebody else fills refuses before it is hurt: nothing fails,
+// reads go on, and it takes writes when there is room.
+func TestDiskBelowTheReserveIsNotWrittenTo(t *testing.T) {
+	dir := smallDisk(t, "size=32m")
+	l := openWith(t, broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 8 << 20})
+	c := fill(t, l, 5)
+	empty := fillDisk(t, dir, 4<<20)
+	if err := appendUntil(t, l, c, 10); !errors.Is(err, feed.ErrNotReady) || errors.Is(err, feed.ErrUnknown) {
+		t.Fatal(err)
+	}
+	if err := l.SaveCheckpoint(t.Context(), 5, onePart(make([]byte, 1<<20))); !errors.Is(err, feed.ErrNotReady) {
+		t.Fatal("a checkpoint took the rest: ", err)
+	}
+	if l.Ready() == nil {
+		t.Error("it says that it is ready")
+	}
+	wantAll(t, l, c)
+	empty()
+	comesBack(t, l, c)
+	if err := l.Ready(); err != nil {
+		t.Error(err)
+	}
+	closeLog(t, l)
+	wantAll(t, openWith(t, broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 8 << 20}), c)
+}
+
+// The disk is full to the last byte: JetStream then stays shut until it is started anew.
+func TestFullDiskLosesNothingAndComesBackByItself(t *testing.T) {
+	dir := smallDisk(t, "size=48m")
+	store := filepath.Join(dir, "store")
+	opts := broker.Options{Dir: store, Reserve: 1 << 20, Timeout: 3 * time.Second}
+	l := openWith(t, opts)
+	c := fill(t, l, 5)
+	save(t, l, 5, c.state())
+	for round := range 3 {
+		// Somebody else takes the reserve between the look at it and the write.
+		for i := 0; ; i++ {
+			if i == 100 {
+				t.Fatal("the disk never failed")
+			}
+			empty := fillDisk(t, dir, 1<<20+64<<10)
+			stop := make(chan struct{})
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				f, err := os.Create(filepath.Join(dir, "more"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer f.Close()
+				for b := make([]byte, 32<<10); ; {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if _, err := f.Write(b); err != nil {
+						f.Truncate(0)
+						f.Seek(0, 0)
+					}
+				}
+			}()
+			err := appendUntil(t, l, c, 40<<10)
+			close(stop)
+			<-done
+			remove(t, filepath.Join(dir, "more"))
+			empty()
+			if errors.Is(err, feed.ErrNotWritten) {
+				t.Logf("round %d: %v", round, err)
+				break
+			}
+			if !errors.Is(err, feed.ErrNotReady) {
+				t.Fatal(err)
+			}
+			comesBack(t, l, c)
+		}
+		comesBack(t, l, c)
+		wantAll(t, l, c)
+	}
+	closeLog(t, l)
+	wantAll(t, openWith(t, opts), c)
+}

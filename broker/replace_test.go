@@ -1,0 +1,200 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+func TestRelaxedLogThatNobodyClosedIsNotTakenForWhole(t *testing.T) {
+	dir := memoryDir(t)
+	l := openWith(t, broker.Options{Dir: dir, Relaxed: true})
+	c := fill(t, l, 5)
+	crashed := copyStore(t, dir)
+	for _, relaxed := range []bool{true, false} {
+		for range 2 {
+			if _, err := broker.Open(t.Context(), broker.Options{Dir: crashed, Relaxed: relaxed}); !errors.Is(err, broker.ErrUnclean) {
+				t.Fatalf("opened again, relaxed %t: %v", relaxed, err)
+			}
+		}
+	}
+	// Closed in order, it is as good as any other, in either durability.
+	closeLog(t, l)
+	for _, relaxed := range []bool{true, false, true} {
+		l := openWith(t, broker.Options{Dir: dir, Relaxed: relaxed})
+		wantAll(t, l, c)
+		grow(t, l, c, 2)
+		save(t, l, c.pos, c.state())
+		closeLog(t, l)
+	}
+	wantAll(t, open(t, dir), c)
+}
+
+// fillWith fills a new log, and returns the chain of what it holds.
+func fillWith(n int, c *chain) func(l *broker.Log) error {
+	return func(l *broker.Log) error {
+		*c = chain{epoch: l.Epoch()}
+		for range n {
+			after := c.pos
+			if _, err := l.Append(context.Background(), after, c.next(1, 10)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func TestReplacedLogIsKeptAsideWhole(t *testing.T) {
+	dir, was := stored(t)
+	var c chain
+	aside, err := broker.Replace(t.Context(), broker.Options{Dir: dir}, fillWith(3, &c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.epoch == was.epoch {
+		t.Error("the new log has the epoch of the old one")
+	}
+	wantAll(t, open(t, dir), &c)
+	got, err := restore(open(t, aside)) // with its marker and all
+	if err != nil || *got != *was {
+		t.Fatalf("aside: %+v, %v", got, err)
+	}
+}
+
+func TestReplaceThatFailsLeavesTheLogAsItWas(t *testing.T) {
+	dir, was := stored(t)
+	no := errors.New("no")
+	if _, err := broker.Replace(t.Context(), broker.Options{Dir: dir}, func(*broker.Log) error { return no }); !errors.Is(err, no) {
+		t.Fatal(err)
+	}
+	l := open(t, dir)
+	if _, err := broker.Replace(t.Context(), broker.Options{Dir: dir}, fillWith(1, &chain{})); !errors.Is(err, broker.ErrInUse) {
+		t.Fatal(err)
+	}
+	got, err := restore(l)
+	if err != nil || *got != *was {
+		t.Fatal(got, err)
+	}
+}
+
+func TestReplaceMakesALogWhereThereIsNone(t *testing.T) {
+	dir := filepath.Join(memoryDir(t), "deep", "store")
+	var c chain
+	aside, err := broker.Replace(t.Context(), broker.Options{Dir: dir}, fillWith(3, &c))
+	if err != nil || aside != "" {
+		t.Fatal(aside, err)
+	}
+	wantAll(t, open(t, dir), &c)
+}
+
+// A crash at any moment of a replacement leaves the old log or the new one.
+func TestReplaceCutShortLeavesOneLog(t *testing.T) {
+	dir, was := stored(t)
+	before := copyStore(t, dir)
+	var c chain
+	aside, err := broker.Replace(t.Context(), broker.Options{Dir: dir}, fillWith(3, &c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := copyStore(t, dir)
+	rel, err := filepath.Rel(dir, aside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// From the end backwards: how it looked before each move.
+	marker := string(read(t, filepath.Join(after, "tidemark.json")))
+	moving := marker[:len(marker)-2] + `,"moving":"` + rel + "\"}\n"
+	steps := []func(dir string){
+		func(dir string) { write(t, filepath.Join(dir, "tidemark.json"), []byte(moving)) },
+		func(dir string) { move(filepath.Join(dir, "high-water"), filepath.Join(dir, "new/high-water")) },
+		func(dir string) { move(filepath.Join(dir, rel, "high-water"), filepath.Join(dir, "high-water")) },
+		func(dir string) { move(filepath.Join(dir, "nats"), filepath.Join(dir, "new/nats")) },
+		func(dir string) { move(filepath.Join(dir, rel, "nats"), filepath.Join(dir, "nats")) },
+	}
+	for n := range len(steps) {
+		dir := copyStore(t, after)
+		for _, step := range steps[:n+1] {
+			step(dir)
+		}
+		wantAll(t, open(t, dir), &c)
+		got, err := restore(open(t, filepath.Join(dir, rel)))
+		if err != nil || *got != *was {
+			t.Fatalf("%d steps before its end: aside %+v, %v", n+1, got, err)
+		}
+	}
+	// Before the marker said so, it is still the old one.
+	move(filepath.Join(copyStore(t, after), "nats"), filepath.Join(before, "new/nats"))
+	got, err := restore(open(t, before))
+	if err != nil || *got != *was {
+		t.Fatal(got, err)
+	}
+}
+
+func TestScrubFindsWhatIsHarmedWhileTheLogIsOpen(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	c := fill(t, l, 9)
+	save(t, l, 5, c.state())
+	grow(t, l, c, 4)
+	if err := l.Scrub(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{logDir + "/msgs/1.blk", checkpointDir + "/msgs/1.blk", "high-water"} {
+		path := filepath.Join(dir, file)
+		was := read(t, path)
+		b := append([]byte(nil), was...)
+		for _, at := range []int{8, 512 + 8} { // the mark's slots, or anywhere in a block
+			if at < len(b) {
+				b[at] ^= 4
+			}
+		}
+		write(t, path, b)
+		if err := l.Scrub(t.Context()); !errors.Is(err, feed.ErrDamaged) {
+			t.Errorf("%s: %v", file, err)
+		}
+		kept, err := filepath.Glob(filepath.Join(dir, "aside/*", file))
+		if err != nil || len(kept) == 0 || string(read(t, kept[len(kept)-1])) != string(b) {
+			t.Errorf("%s was not copied aside: %q, %v", file, kept, err)
+		}
+		remove(t, filepath.Join(dir, "aside"))
+		write(t, path, was)
+	}
+	if err := l.Scrub(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestGroupThatWasExchangedForAnotherIsDamage(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	c := fill(t, l, 5)
+	closeLog(t, l)
+	other := copyStore(t, dir)
+	l = open(t, dir)
+	mine := *c
+	grow(t, l, &mine, 1)
+	closeLog(t, l)
+	// The same log once more, with another sixth group: of a copy that was written to.
+	l = open(t, other)
+	after := c.pos
+	if _, err := l.Append(t.Context(), after, c.next(1, 7)); err != nil {
+		t.Fatal(err)
+	}
+	closeLog(t, l)
+	write(t, filepath.Join(dir, "high-water"), read(t, filepath.Join(other, "high-water")))
+	wantDamage(t, dir, "at position 6: it is not the group that was acknowledged here")
+}

@@ -1,0 +1,157 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// scrub reads all files of the store over and over, slowly, from the disk.
+func (l *Log) scrub() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	wait := time.NewTimer(l.opts.Scrub)
+	defer wait.Stop()
+	for {
+		select {
+		case <-l.done:
+			return
+		case <-wait.C:
+		}
+		began := time.Now()
+		go func() { // ends with ctx, at the latest with the scrub
+			select {
+			case <-l.done:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		switch err := l.Scrub(ctx); {
+		case err == nil:
+			l.logger.Info("all files are as they were written", "took", time.Since(began).Round(time.Millisecond))
+		case errors.Is(err, feed.ErrDamaged):
+			l.logger.Error("the files of the log are damaged", "err", err)
+			l.opts.Damaged(err)
+		case ctx.Err() == nil:
+			l.logger.Warn("the files of the log could not be checked", "err", err)
+		}
+		wait.Reset(l.opts.Scrub)
+	}
+}
+
+// scrubRate is how many bytes a second a scrub reads: a hundredth of what a disk gives.
+const scrubRate = 16 << 20
+
+// Scrub reads the files of log, checkpoints and mark from the disk, up to what was
+// acknowledged when it was called, and checks all that Open checks of them and of the
+// groups' own chain. What it finds is *feed.Damage; the files concerned are copied aside
+// first. Anything else says that it could not look. It may be called while everything else goes on.
+func (l *Log) Scrub(ctx context.Context) error {
+	if err := l.enter(); err != nil {
+		return err
+	}
+	defer l.calls.Done()
+	for range 3 {
+		l.mu.Lock()
+		trims := l.trims
+		l.mu.Unlock()
+		err := l.scrubbed(ctx)
+		if err == nil || !errors.Is(err, feed.ErrDamaged) {
+			return err
+		}
+		// A trim, a checkpoint or a disk that is mended may change files under their reader.
+		l.mu.Lock()
+		same := l.trims == trims
+		l.mu.Unlock()
+		if same && l.Ready() == nil {
+			if at, cerr := l.copyAside(); cerr != nil {
+				l.logger.Error("the damaged files could not be copied aside", "err", cerr)
+			} else {
+				l.logger.Info("the damaged files were copied aside", "to", at)
+			}
+			return err
+		}
+	}
+	return errors.New("the files changed while they were read: later")
+}
+
+func (l *Log) scrubbed(ctx context.Context) error {
+	want := l.high.now()
+	stored, err := l.high.stored()
+	if err != nil {
+		return err
+	}
+	if stored.pos < want.pos {
+		return &feed.Damage{At: want.pos, What: fmt.Sprintf("the high-water mark is at %d", stored.pos)}
+	}
+	for _, name := range []string{logStream, checkpointStream} {
+		v := &verifier{stream: name, subject: logSubject, cold: true}
+		var prev feed.Sum
+		chained := false
+		if name == checkpointStream {
+			info, err := l.nats.Load().info(ctx, name)
+			if err != nil {
+				return err
+			}
+			v.subject, v.upTo = checkpointSubject, info.State.LastSeq
+		} else {
+			v.upTo = sequence(want.pos)
+		}
+		began, read := time.Now(), 0
+		v.each = func(_ string, _ int, seq uint64, data []byte) error {
+			if read += len(data); name == logStream && seq > 1 {
+				g, sum, err := feed.DecodeGroup(data)
+				if err == nil && (g.Epoch != l.epoch || g.Position != position(seq) || chained && g.Prev != prev) {
+					err = errors.New("it does not follow from the group before it")
+				}
+				if err != nil {
+					return &feed.Damage{At: position(seq), What: err.Error()}
+				}
+				prev, chained = sum, true
+			}
+			pause := time.Duration(read)*time.Second/scrubRate - time.Since(began)
+			if pause < 10*time.Millisecond {
+				return nil
+			}
+			select {
+			case <-time.After(pause):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := v.run(ctx, l.opts.Dir); err != nil {
+			return err
+		}
+		if v.last < v.upTo {
+			return &feed.Damage{At: position(v.last + 1), What: fmt.Sprintf("the files of the stream %s end before it", name)}
+		}
+	}
+	return nil
+}
+
+// copyAside copies all files of the log, as they are, to a directory of aside.
+func (l *Log) copyAside() (string, error) {
+	to, err := makeAside(l.opts.Dir, l.epoch)
+	if err != nil {
+		return "", err
+	}
+	if err := os.CopyFS(filepath.Join(to, natsName), os.DirFS(filepath.Join(l.opts.Dir, natsName))); err != nil {
+		return "", err
+	}
+	for _, name := range []string{markerName, highName} {
+		b, err := os.ReadFile(filepath.Join(l.opts.Dir, name))
+		if err == nil {
+			err = writeSynced(filepath.Join(to, name), b)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return to, nil
+}
