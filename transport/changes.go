@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -36,6 +37,7 @@ type change struct {
 	Value      jsontext.Value `json:"value"`
 	Patch      jsontext.Value `json:"patch"`
 	If         *uint64        `json:"if"`
+	TTL        jsontext.Value `json:"ttl"`
 }
 
 // outcome is how one change fared, as an answer shows it.
@@ -179,7 +181,22 @@ func (c *change) write() (hub.Write, error) {
 		}
 		w.Key = *c.Key
 	}
+	if ttl := given(c.TTL); ttl != nil {
+		var err error
+		if w.TTL, err = parseTTL(string(ttl)); err != nil {
+			return w, err
+		}
+	}
 	return w, nil
+}
+
+// parseTTL reads for how long a row is to live.
+func parseTTL(text string) (time.Duration, error) {
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if ttl := time.Duration(seconds) * time.Second; err == nil && ttl > 0 && ttl <= hub.MaxTTL {
+		return ttl, nil
+	}
+	return 0, newProblem(hub.BadRequest, "ttl must be a whole number of seconds, 1 to %d (10 years); leave it out for a row that lives for ever", int(hub.MaxTTL.Seconds()))
 }
 
 // given is a member's value, nil for null: as for all other members, that is as if it

@@ -28,6 +28,8 @@ type Options struct {
 	// PollCache is what Cache-Control says on long-poll answers that end in next: they
 	// are the same for everybody who asks the same. Default "private, max-age=60".
 	PollCache string
+	// Remark is what /readyz says beside that the server is ready. Default: nothing.
+	Remark string
 	// Logger gets what an operator must know. Default: nobody.
 	Logger *slog.Logger
 }
@@ -77,6 +79,9 @@ func New(opts Options) *Server {
 	}
 	r.Get("/v1/{tenant}/feed", s.handle(s.feed))
 	r.Post("/v1/{tenant}/changes", s.handle(s.changes))
+	history := s.handle(s.history())
+	r.Get("/v1/{tenant}/history", history)
+	r.Head("/v1/{tenant}/history", history)
 	const rows = "/v1/{tenant}/rows/*"
 	r.Get(rows, s.handle(s.readRows))
 	r.Head(rows, s.handle(s.readRows))
@@ -124,7 +129,14 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		plain(w, http.StatusServiceUnavailable, "not ready: "+why)
 		return
 	}
-	plain(w, http.StatusOK, "ready")
+	text := "ready"
+	if s.opts.Remark != "" {
+		text += "; " + s.opts.Remark
+	}
+	if err := s.hub.Load().Ready(); err != nil { // it serves what it has
+		text += "; writes are refused: " + err.Error()
+	}
+	plain(w, http.StatusOK, text)
 }
 
 func plain(w http.ResponseWriter, status int, text string) {

@@ -146,6 +146,15 @@ func (s *Server) readRowWrite(w http.ResponseWriter, r *http.Request) (write hub
 			return write, false, newProblem(hub.BadName, "%s", err)
 		}
 	}
+	if q.Has("ttl") {
+		text, err := single(q, "ttl")
+		if err == nil {
+			write.TTL, err = parseTTL(text)
+		}
+		if err != nil {
+			return write, false, err
+		}
+	}
 	raw, err := s.body(w, r)
 	if err != nil {
 		return write, false, err

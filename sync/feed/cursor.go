@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+
+	"github.com/tidemark-sync/tidemark/sync/fault"
 )
 
 // Seq is a change's place in the log: a positive integer that grows and may skip.
@@ -108,7 +110,7 @@ func (s Start) Choose(epoch Epoch) (Seq, Reason) {
 			if reason == "" {
 				reason = ResetMalformed
 			}
-		case c.Epoch != epoch:
+		case c.Epoch != epoch && !fault.Bug("resume-ignores-epoch"):
 			reason = ResetEpoch
 		default:
 			best, found = max(best, c.Seq), true

@@ -1,6 +1,6 @@
 // Package feed says what a feed is: its words, its promises, the frames that
 // carry it and the form in which a log keeps it. It knows no transport, no
-// broker and no clock, and imports the standard library only.
+// broker and no clock, and imports the standard library only (and package fault).
 //
 // # The promises
 //

@@ -14,12 +14,34 @@ type Group struct {
 	Position Position // where it stands in the log
 	First    Seq      // the sequence of its first record; the others follow without a jump
 	At       int64    // when it was decided: milliseconds since 1970, UTC; never before the group before
+	Times             // the same, by clocks that nobody sets
 	Prev     Sum      // of the group before it; zero for the first
 
 	Transactions []Transaction
-	// Forget drops what is older than these times (milliseconds; 0: nothing), after
-	// the transactions. It is part of the log so that every fold forgets alike.
+	// Forget drops what is below these ages (0: nothing), after the transactions. It is
+	// part of the log so that every fold forgets alike.
 	ForgetTombstones, ForgetIDs int64
+	// ForgetIDsOf drops ids of tenants that have too many, after the transactions.
+	ForgetIDsOf []IDFloor
+}
+
+// Times are the clocks that a log counts by, in milliseconds. The wall clock, which may
+// be set, is asked only where there is no better one. Age and Steady begin with a log, at
+// milliseconds since 1970, and never go back.
+type Times struct {
+	Age    int64  // goes on while a server runs: what was seen before an outage is as new after it
+	Steady int64  // goes on always: deadlines
+	Boot   uint64 // which boot of the machine Up counts from; 0: not known
+	Up     int64  // since that boot, suspended or not
+}
+
+// MaxTime is the last time that a log can hold, in milliseconds: the end of the year 9999.
+const MaxTime = 253402300799999
+
+// IDFloor says that the ids of a tenant's changes up to Seq are forgotten.
+type IDFloor struct {
+	Tenant string
+	Seq    Seq
 }
 
 // Transaction is a list of records that become visible together.
@@ -37,6 +59,7 @@ type Record struct {
 	ID         string
 	Digest     Digest // of the request that bore ID; zero without an ID
 	Value      string // empty on Remove and Noop
+	Expires    int64  // when the row goes by itself, in Steady's time; 0: never, as on Remove and Noop
 }
 
 // Sum is the first half of a group's SHA-256: its checksum, and what the group
@@ -49,13 +72,20 @@ type Digest [16]byte
 // ErrGroup is returned for bytes that are no whole, unharmed group.
 var ErrGroup = errors.New("not a group")
 
-// The form of a group, version 1. Numbers are unsigned varints, strings have their
+// The form of a group, version 2. Numbers are unsigned varints, strings have their
 // length before them:
 //
-//	"tmg" 1  epoch position first at prev[16] forgetTombstones forgetIDs
-//	count { tenant client count { op collection key value id [digest[16] if id != ""] } }
+//	"tmg" 2  epoch position first at age steady boot up prev[16] forgetTombstones forgetIDs
+//	count { tenant seq }
+//	count { tenant client count { op collection key value id [digest[16] if id != ""] expires } }
 //	sum[16]
-const groupMagic = "tmg\x01"
+//
+// Version 1, which is still read, has neither age, steady, boot and up, nor the first
+// list, nor expires: its age and its steady are at.
+const (
+	groupMagic = "tmg\x02"
+	groupFirst = "tmg\x01"
+)
 
 // AppendGroup appends the bytes of g to dst, and returns them with their Sum.
 func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
@@ -65,9 +95,15 @@ func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
 	dst = binary.AppendUvarint(dst, uint64(g.Position))
 	dst = binary.AppendUvarint(dst, uint64(g.First))
 	dst = binary.AppendUvarint(dst, uint64(g.At))
+	dst = g.Times.Append(dst)
 	dst = append(dst, g.Prev[:]...)
 	dst = binary.AppendUvarint(dst, uint64(g.ForgetTombstones))
 	dst = binary.AppendUvarint(dst, uint64(g.ForgetIDs))
+	dst = binary.AppendUvarint(dst, uint64(len(g.ForgetIDsOf)))
+	for _, f := range g.ForgetIDsOf {
+		dst = appendString(dst, f.Tenant)
+		dst = binary.AppendUvarint(dst, uint64(f.Seq))
+	}
 	dst = binary.AppendUvarint(dst, uint64(len(g.Transactions)))
 	for i := range g.Transactions {
 		t := &g.Transactions[i]
@@ -84,6 +120,7 @@ func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
 			if r.ID != "" {
 				dst = append(dst, r.Digest[:]...)
 			}
+			dst = binary.AppendUvarint(dst, uint64(r.Expires))
 		}
 	}
 	full := sha256.Sum256(dst[from:])
@@ -91,8 +128,17 @@ func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
 	return append(dst, sum[:]...), sum
 }
 
-// DecodeGroup reads a group. Any bytes that AppendGroup did not make are ErrGroup,
-// with what is wrong; the group's strings share one copy of b.
+// Append appends the bytes of t to dst.
+func (t Times) Append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(t.Age))
+	dst = binary.AppendUvarint(dst, uint64(t.Steady))
+	dst = binary.AppendUvarint(dst, t.Boot)
+	return binary.AppendUvarint(dst, uint64(t.Up))
+}
+
+// DecodeGroup reads a group. Any bytes that AppendGroup, of this version or the one
+// before, did not make are ErrGroup, with what is wrong; the group's strings share one
+// copy of b.
 func DecodeGroup(b []byte) (*Group, Sum, error) {
 	var sum Sum
 	if len(b) < len(groupMagic)+len(sum) {
@@ -104,15 +150,30 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 		return nil, sum, fmt.Errorf("%w: its checksum does not match", ErrGroup)
 	}
 	d := NewDecoder(string(body))
-	if magic := d.Take(len(groupMagic)); magic != groupMagic {
+	magic := d.Take(len(groupMagic))
+	if magic != groupMagic && magic != groupFirst {
 		if magic[:3] == groupMagic[:3] {
-			return nil, sum, fmt.Errorf("%w: of format %d, this version reads 1: use a newer one", ErrGroup, magic[3])
+			return nil, sum, fmt.Errorf("%w: of format %d, this version reads 1 and 2: use a newer one", ErrGroup, magic[3])
 		}
 		return nil, sum, fmt.Errorf("%w: it begins with %q", ErrGroup, magic)
 	}
+	first := magic == groupFirst
 	g := &Group{Epoch: Epoch(d.Text()), Position: Position(d.Uint()), First: Seq(d.Uint()), At: d.Time()}
+	if first {
+		g.Times = Times{Age: g.At, Steady: g.At}
+	} else {
+		g.Times = d.Times()
+	}
 	copy(g.Prev[:], d.Take(len(g.Prev)))
 	g.ForgetTombstones, g.ForgetIDs = d.Time(), d.Time()
+	if !first {
+		if n := d.Count(2); n > 0 {
+			g.ForgetIDsOf = make([]IDFloor, n)
+		}
+		for i := range g.ForgetIDsOf {
+			g.ForgetIDsOf[i] = IDFloor{d.Text(), Seq(d.Uint())}
+		}
+	}
 	g.Transactions = make([]Transaction, d.Count(3))
 	records := uint64(0)
 	for i := range g.Transactions {
@@ -132,7 +193,10 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 			if r.ID != "" {
 				copy(r.Digest[:], d.Take(len(r.Digest)))
 			}
-			if r.Op < Insert || r.Op > Noop || (r.Value == "") != (r.Op >= Remove) {
+			if !first {
+				r.Expires = d.Time()
+			}
+			if r.Op < Insert || r.Op > Noop || (r.Value == "") != (r.Op >= Remove) || r.Expires != 0 && r.Op >= Remove {
 				d.Fail("an operation is unknown, or has the wrong value")
 			}
 			if d.Err() != nil {
@@ -233,11 +297,16 @@ func (d *Decoder) Uint() uint64 {
 // Time returns the next number as milliseconds since 1970, below the year 10000.
 func (d *Decoder) Time() int64 {
 	n := d.Uint()
-	if n > 253402300799999 {
+	if n > MaxTime {
 		d.Fail("a time is beyond the year 9999")
 		return 0
 	}
 	return int64(n)
+}
+
+// Times returns what Times.Append appends.
+func (d *Decoder) Times() Times {
+	return Times{Age: d.Time(), Steady: d.Time(), Boot: d.Uint(), Up: d.Time()}
 }
 
 // Text returns the next string.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,14 +16,44 @@ import (
 func aGroup() *feed.Group {
 	return &feed.Group{
 		Epoch: "k3f9a1", Position: 300, First: 1042, At: 1760000000123, Prev: feed.Sum{1, 2, 3},
+		Times: feed.Times{Age: 1750000000456, Steady: 1760000003789, Boot: 1<<64 - 1, Up: 86400000},
 		Transactions: []feed.Transaction{
 			{Tenant: "acme", Client: "c-81", Records: []feed.Record{
-				{Op: feed.Insert, Collection: "todos", Key: "1", ID: "m-7", Digest: feed.Digest{9}, Value: `{"title":"milk"}`},
+				{Op: feed.Insert, Collection: "todos", Key: "1", ID: "m-7", Digest: feed.Digest{9}, Value: `{"title":"milk"}`, Expires: 1760000063789},
 				{Op: feed.Remove, Collection: "projects/7/todos", Key: "ключ"},
 			}},
 			{Tenant: "other", Records: []feed.Record{{Op: feed.Noop, Collection: "todos", Key: "1", ID: "m-8"}}},
 		},
 		ForgetTombstones: 1759000000000, ForgetIDs: 1760000000000,
+		ForgetIDsOf: []feed.IDFloor{{Tenant: "acme", Seq: 17}, {Tenant: "other", Seq: 1041}},
+	}
+}
+
+// first makes a group into what version 1 could say of it.
+func first(g *feed.Group) *feed.Group {
+	g.Times, g.ForgetIDsOf = feed.Times{Age: g.At, Steady: g.At}, nil
+	for _, x := range g.Transactions {
+		for i := range x.Records {
+			x.Records[i].Expires = 0
+		}
+	}
+	return g
+}
+
+// groupV1 is aGroup as version 1 wrote it.
+func groupV1(t testing.TB) []byte {
+	b, err := os.ReadFile("testdata/group.v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestALogOfTheVersionBeforeIsRead(t *testing.T) {
+	b := groupV1(t)
+	g, sum, err := feed.DecodeGroup(b)
+	if want := first(aGroup()); err != nil || !reflect.DeepEqual(g, want) || !bytes.Equal(sum[:], b[len(b)-len(sum):]) {
+		t.Errorf("%+v, %v; want %+v", g, err, want)
 	}
 }
 
@@ -80,6 +111,11 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 		"sequence":         func(g *feed.Group) { g.First = feed.MaxSeq - 2 },
 		"sequence beyond":  func(g *feed.Group) { g.First = feed.MaxSeq + 1 },
 		"time":             func(g *feed.Group) { g.At = -1 },
+		"age":              func(g *feed.Group) { g.Age = -1 },
+		"steady time":      func(g *feed.Group) { g.Steady = feed.MaxTime + 1 },
+		"time since boot":  func(g *feed.Group) { g.Up = -1 },
+		"deadline":         func(g *feed.Group) { g.Transactions[0].Records[0].Expires = -1 },
+		"remove's":         func(g *feed.Group) { g.Transactions[0].Records[1].Expires = 1 },
 		"time of forgets":  func(g *feed.Group) { g.ForgetIDs = 1 << 60 },
 		"too many changes": func(g *feed.Group) { g.Transactions[0].Records = make([]feed.Record, feed.MaxChanges+1) },
 	} {
@@ -95,7 +131,7 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 		t.Errorf("a number that is longer than it need be: %v", err)
 	}
 	b, _ = feed.AppendGroup(nil, aGroup())
-	b[3] = 2
+	b[3] = 3
 	if _, _, err := feed.DecodeGroup(sign(b[:len(b)-16])); err == nil || !strings.Contains(err.Error(), "use a newer one") {
 		t.Errorf("a group of the next version: %v", err)
 	}
@@ -103,7 +139,7 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 
 // longer writes the position of a group, which is 0, with two bytes.
 func longer(body []byte) []byte {
-	at := len("tmg\x01\x040000")
+	at := len("tmg\x02\x040000")
 	return slices.Insert(bytes.Clone(body), at, 0x80)
 }
 
@@ -116,6 +152,9 @@ func FuzzGroup(f *testing.F) {
 	empty, _ := feed.AppendGroup(nil, &feed.Group{Epoch: "0000"})
 	f.Add(empty[:len(empty)-16], uint(0), uint(0))
 	f.Add(longer(empty[:len(empty)-16]), uint(0), uint(0))
+	old := groupV1(f)
+	f.Add(old, uint(17), uint(40))
+	f.Add(old[:len(old)-16], uint(31), uint(40))
 	f.Fuzz(func(t *testing.T, b []byte, bit, end uint) {
 		for _, b := range [][]byte{b, sign(b)} {
 			g, sum, err := feed.DecodeGroup(b)
@@ -126,7 +165,13 @@ func FuzzGroup(f *testing.F) {
 				continue
 			}
 			again, againSum := feed.AppendGroup(nil, g)
-			if !bytes.Equal(again, b) || sum != againSum {
+			if b[3] == 1 {
+				// It is written as this version does, which says the same.
+				g2, _, err := feed.DecodeGroup(again)
+				if err != nil || !reflect.DeepEqual(g, g2) {
+					t.Fatalf("%x was read as %+v, and that as %+v, %v", b, g, g2, err)
+				}
+			} else if !bytes.Equal(again, b) || sum != againSum {
 				t.Fatalf("%x was read as %+v, which is %x", b, g, again)
 			}
 			harmed := bytes.Clone(b)

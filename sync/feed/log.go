@@ -88,7 +88,11 @@ var (
 // Damage tells what is missing or wrong in a log. It matches ErrDamaged.
 type Damage struct {
 	At   Position // the group or checkpoint concerned; 0: the store as a whole
+	To   Position // the last of several groups; 0: At alone, or nobody knows
 	What string
+	// Bytes are what stands where a group should be, as far as anything does, for whoever
+	// can read something from them.
+	Bytes []byte
 }
 
 func (d *Damage) Error() string {

@@ -2,13 +2,16 @@ package hub_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -223,17 +226,21 @@ func TestADamagedLogIsNotServed(t *testing.T) {
 		"one has another content":              {groups: group(1, func(g *feed.Group) { g.Transactions[0].Records[0].Key = "b" }), want: "position C"},
 		"one skips a sequence":                 {groups: group(1, func(g *feed.Group) { g.First++ }), want: "position B"},
 		"one goes back in time":                {groups: group(2, func(g *feed.Group) { g.At = 1 }), want: "position C"},
+		"one goes back in age":                 {groups: group(2, func(g *feed.Group) { g.Age = 1 }), want: "position C"},
+		"one goes back in steady time":         {groups: group(2, func(g *feed.Group) { g.Steady = 1 }), want: "position C"},
 		"a part of the checkpoint has changed": {parts: func(p list) list { p[2] = flip(p[2]); return p }, want: "part 3"},
 		"a part is missing":                    {parts: func(p list) list { return slices.Delete(p, 2, 3) }, want: "part 3"},
 		"the last part is missing":             {parts: func(p list) list { return p[:len(p)-1] }, want: "position A"},
 		"the first part is missing":            {parts: func(p list) list { return p[1:] }, want: "part 1"},
 		"all parts are missing":                {parts: func(p list) list { return nil }, want: "position A"},
 		"two parts are exchanged":              {parts: func(p list) list { p[2], p[3] = p[3], p[2]; return p }, want: "part 3"},
+		"the end is of another checkpoint":     {parts: forged(func(p list) { e := p[len(p)-1]; e[len(e)-17] ^= 1 }), want: "the parts before it"},
+		"a part's head is of another one":      {parts: forged(func(p list) { p[2][17] ^= 1 }), want: "another checkpoint"},
 		"there is more after the end":          {parts: func(p list) list { return append(p, p[0]) }, want: "checkpoint, part"},
 		"a part is empty":                      {parts: func(p list) list { p[1] = nil; return p }, want: "part 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			log := aLog(t, 100_000)
+			log := aLog(t, 400_000)
 			at := feed.Position(log.Appends()-log.Held()) + 1
 			clone := func(l list) list {
 				l = slices.Clone(l)
@@ -260,10 +267,91 @@ func TestADamagedLogIsNotServed(t *testing.T) {
 	}
 }
 
+// forged harms the parts of a checkpoint, and gives them the sums that they should have.
+func forged(harm func(parts [][]byte)) func(parts [][]byte) [][]byte {
+	return func(parts [][]byte) [][]byte {
+		harm(parts)
+		for i, p := range parts {
+			sum := sha256.Sum256(p[:len(p)-16])
+			parts[i] = append(p[:len(p)-16:len(p)-16], sum[:16]...)
+		}
+		return parts
+	}
+}
+
 func flip(b []byte) []byte {
 	b = bytes.Clone(b)
 	b[len(b)/2] ^= 1
 	return b
+}
+
+// logV1 is what the hub before formats 2 made of aLog, with the parts of its checkpoint,
+// and what it held.
+func logV1(t testing.TB, name string) (*feedtest.Memory, [][]byte) {
+	t.Helper()
+	old := readV1(t, name)
+	return feedtest.Found(old.Epoch, old.At, old.Parts, old.Groups), old.Parts
+}
+
+type v1 struct {
+	Epoch         feed.Epoch
+	At            feed.Position
+	Parts, Groups [][]byte
+	Content       string
+	Bytes         int64
+}
+
+func readV1(t testing.TB, name string) (old v1) {
+	t.Helper()
+	f, err := os.Open("testdata/" + name + ".v1.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err == nil {
+		err = json.NewDecoder(z).Decode(&old)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return old
+}
+
+// What an older version wrote is read, goes on in the new format, and ids are still known.
+func TestALogOfTheVersionBeforeIsServedOn(t *testing.T) {
+	for _, name := range []string{"small", "large"} {
+		synctest.Test(t, func(t *testing.T) {
+			old := readV1(t, name)
+			log, _ := logV1(t, name)
+			for _, how := range []string{"at first", "after a restart", "from a new checkpoint"} {
+				h := open(t, log, hub.Options{})
+				if got := content(t, h); got != old.Content {
+					t.Fatalf("%s: got\n%.3000s\nwant\n%.3000s", how, got, old.Content)
+				}
+				if got := h.Stats().Bytes; got != old.Bytes {
+					t.Errorf("%s %s: %d bytes are held instead of %d", name, how, got, old.Bytes)
+				}
+				r := write(t, h, as("id1", put("todos", "k1", `{"x":"é\"\\"}`)))
+				if r.Outcomes[0].Status != hub.Duplicate {
+					t.Errorf("%s: an id is forgotten: %+v", how, r.Outcomes)
+				}
+				if how == "after a restart" {
+					if err := h.Checkpoint(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				h.Drain(context.Background())
+			}
+			h := open(t, log, hub.Options{})
+			r, err := try(h, as("id1", put("todos", "k1", `{}`)))
+			if err != nil || r.Outcomes[0].Status != hub.IDReused {
+				t.Errorf("%+v, %v", r, err)
+			}
+			time.Sleep(2 * time.Hour) // of the bubble
+			write(t, h, as("id1", put("todos", "k1", `{}`)))
+		})
+	}
 }
 
 // fuzzed is a log whose checkpoint has other parts.
@@ -299,6 +387,8 @@ func FuzzCheckpoint(f *testing.F) {
 	}
 	f.Add(join(parts), false)
 	f.Add(join(parts), true)
+	_, old := logV1(f, "small")
+	f.Add(join(old), true)
 	for i := range parts {
 		harmed := slices.Clone(parts)
 		for bit := 0; bit < len(parts[i]); bit += 7 {
@@ -320,7 +410,10 @@ func FuzzCheckpoint(f *testing.F) {
 			var sum [16]byte
 			for i, p := range log.parts {
 				body := p[:max(0, len(p)-len(sum))]
-				full := sha256.Sum256(append(bytes.Clone(sum[:]), body...))
+				full := sha256.Sum256(body)
+				if len(body) > 3 && body[3] == 1 {
+					full = sha256.Sum256(append(bytes.Clone(sum[:]), body...))
+				}
 				copy(sum[:], full[:])
 				log.parts[i] = append(bytes.Clone(body), sum[:]...)
 			}
@@ -359,6 +452,9 @@ func work(t *testing.T, h *hub.Hub, r *rand.Rand, n int) {
 			if r.IntN(2) == 0 {
 				w.ID = fmt.Sprint(r.IntN(200))
 			}
+			if w.Op != "remove" && r.IntN(3) == 0 {
+				w.TTL = time.Duration(1+r.IntN(600)) * time.Second
+			}
 			req.Writes = append(req.Writes, w)
 		}
 		if _, err := h.Write(t.Context(), hub.Everything, req); err != nil {
@@ -379,6 +475,9 @@ func TestMemoryIsCountedTheSameAfterARestartAndAllOfItIsGivenBack(t *testing.T) 
 			opts := hub.Options{Log: int64(1 + r.IntN(20_000)), Tombstones: 10 * time.Minute, IDs: 5 * time.Minute}
 			if seed%2 == 0 {
 				opts.Tombstones, opts.IDs = opts.IDs, opts.Tombstones
+			}
+			if seed%3 == 0 {
+				opts.IDCount = 20
 			}
 			h := open(t, log, opts)
 			for range 5 {

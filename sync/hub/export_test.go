@@ -1,6 +1,10 @@
 package hub
 
-import "github.com/tidemark-sync/tidemark/sync/feed"
+import (
+	"context"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
 
 // MergePatch is mergePatch.
 func MergePatch(target, patch string) (string, error) { return mergePatch(target, patch) }
@@ -17,9 +21,10 @@ func (h *Hub) Remembered() (tombstones, ids, collections, tenants int) {
 	for _, t := range s.tenants {
 		t.mu.RLock()
 		collections += len(t.views)
+		ids += t.seen.len()
 		t.mu.RUnlock()
 	}
-	return s.tombs.len(), s.ids.len(), collections, len(s.tenants)
+	return s.tombs.len(), ids, collections, len(s.tenants)
 }
 
 // Index is index.
@@ -40,4 +45,10 @@ func (h *Hub) After(collection string, seq feed.Seq) (changes, slots int) {
 		changes++
 	}
 	return changes, len(v.slots)
+}
+
+// Deadlines is how many rows have one, and how many entries are held for them.
+func (h *Hub) Deadlines() (rows, entries int) {
+	_ = h.inWriter(context.Background(), func() { rows, entries = len(h.state.expiring.at), len(h.state.expiring.next) })
+	return rows, entries
 }

@@ -12,15 +12,27 @@ import (
 // group is one that is being built: requests decided against the state and what the
 // group did before them.
 type group struct {
-	s    *state
-	at   int64
-	next feed.Seq
-	size int   // in the log, about
-	mem  int64 // what it adds to the state's bytes, about
-	txns []txn
-	rows overlay[rowKey, rowState]
-	ids  overlay[tenantID, seenID]
+	s       *state
+	at      int64
+	times   feed.Times
+	next    feed.Seq
+	size    int   // in the log, about
+	mem     int64 // what it adds to the state's bytes, about
+	txns    []txn
+	rows    overlay[rowKey, rowState]
+	ids     overlay[tenantID, seenID]
+	added   map[string]int // ids, by tenant
+	due     []deadline     // rows that it removes because their time is over
+	crowded bool           // there may be more of them
+
+	// What is forgotten after it; see feed.Group.
+	forgetTombstones, forgetIDs int64
+	forgetIDsOf                 []feed.IDFloor
 }
+
+// recordCost is what a record takes in the log beside its texts, even if it is a
+// transaction of its own.
+const recordCost = 40
 
 // overlay is what a group does to the state, so far; what the request that is being
 // decided did can be taken back.
@@ -70,9 +82,10 @@ type rowKey struct{ tenant, collection, key string }
 
 // rowState is a row as a request finds it; seq 0: not there.
 type rowState struct {
-	seq   feed.Seq
-	value string
-	last  feed.Seq // a feed that has come here shows the row so
+	seq     feed.Seq
+	value   string
+	last    feed.Seq // a feed that has come here shows the row so
+	expires int64    // 0: never
 }
 
 type tenantID struct {
@@ -86,21 +99,34 @@ type seenID struct {
 	noop    bool
 }
 
-// newGroup begins a group; the one before it is over.
+// newGroup begins a group, which commit ends; the one before it is over.
 func (h *Hub) newGroup() *group {
 	g := &h.group
-	g.s, g.at, g.next, g.size, g.mem = h.state, h.now(), h.state.next, 0, 0
+	g.s, g.at, g.times, g.next, g.size, g.mem = h.state, max(wallOf(h.opts.Clock), h.state.at), h.times.now(), h.state.next, 0, 0
+	g.due, g.crowded, g.forgetTombstones, g.forgetIDs, g.forgetIDsOf = nil, false, 0, 0, nil
+	if g.added == nil {
+		g.added = make(map[string]int)
+		g.clear()
+	}
+	return g
+}
+
+// clear lets go of what the group held, once it is over.
+func (g *group) clear() {
 	clear(g.txns)
-	g.txns = g.txns[:0]
+	g.txns, g.due = g.txns[:0], nil
+	clear(g.added)
 	g.rows.clear()
 	g.ids.clear()
-	return g
 }
 
 // decide decides one request. An error is a *Refusal, and nothing of it happens.
 func (g *group) decide(p *Pending, memory int64) (Result, error) {
 	r := &p.req
 	t := g.s.lookup(r.Tenant)
+	if g.crowded {
+		g.expireOf(t, r)
+	}
 	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
 	var records []feed.Record
 	first, size, mem := g.next, g.size, g.mem
@@ -161,6 +187,11 @@ func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
 	x := txn{Transaction: feed.Transaction{Tenant: r.Tenant, Client: r.Client, Records: records}}
 	x.changes = g.s.changes(&x.Transaction, first, g.at)
 	g.txns = append(g.txns, x)
+	for i := range records {
+		if records[i].ID != "" {
+			g.added[r.Tenant]++
+		}
+	}
 }
 
 // changes encodes the changes of a transaction whose first sequence is given.
@@ -263,10 +294,18 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			rec.Op = feed.Noop
 		}
 	}
+	if rec.Op < feed.Remove {
+		switch {
+		case w.TTL > 0:
+			rec.Expires = min(g.times.Steady+w.TTL.Milliseconds(), feed.MaxTime)
+		case w.Op == "modify":
+			rec.Expires = row.expires
+		}
+	}
 	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
 	g.next++
 	text := len(rec.Key) + len(rec.Collection) + len(rec.ID)
-	g.size += text + len(rec.Value) + 40 + len(r.Tenant) + len(r.Client) // as if it were a transaction of its own
+	g.size += text + len(rec.Value) + recordCost + len(r.Tenant) + len(r.Client) // as if it were a transaction of its own
 	g.mem += int64(len(rec.Value) - len(row.value))
 	if rec.Op != feed.Remove { // what takes away is never refused for want of memory
 		if row.seq == 0 {
@@ -275,10 +314,13 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		if w.ID != "" {
 			g.mem += idCost
 		}
+		if rec.Expires != 0 && row.expires == 0 {
+			g.mem += deadlineCost
+		}
 	}
 	if rec.Op != feed.Noop {
 		d.shown = d.Seq
-		now := rowState{d.Seq, d.Value, d.Seq}
+		now := rowState{d.Seq, d.Value, d.Seq, rec.Expires}
 		if rec.Op == feed.Remove {
 			now.seq = 0
 		}
@@ -308,7 +350,7 @@ func (g *group) row(t *tenant, key rowKey) rowState {
 	case c.Op() == feed.Remove:
 		return rowState{last: c.Seq()}
 	default:
-		return rowState{c.Seq(), c.Value(), c.Seq()}
+		return rowState{c.Seq(), c.Value(), c.Seq(), g.s.expiring.at[c]}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -22,6 +23,10 @@ type Options struct {
 	Tombstones time.Duration
 	// IDs is for how long the id of a change is remembered. Default 1 h.
 	IDs time.Duration
+	// IDCount is how many ids of one tenant are remembered at most: the oldest are
+	// forgotten before their time where there are more. What is written at one moment
+	// may exceed it, until the next. Default 1,000,000.
+	IDCount int
 	// Log is how much of the log is kept at least before a checkpoint replaces it, in
 	// bytes; it grows with the state, so that checkpoints write each byte about once
 	// more. Default 64 MiB.
@@ -30,10 +35,12 @@ type Options struct {
 	Sessions int
 	// Logger gets what an operator must know. Default: nobody.
 	Logger *slog.Logger
+	// Clock tells the time. Default: Go's own clocks.
+	Clock Clock
 }
 
 func (o *Options) validate() error {
-	if o.Memory < 0 || o.Tombstones < 0 || o.IDs < 0 || o.Log < 0 || o.Sessions < 0 {
+	if o.Memory < 0 || o.Tombstones < 0 || o.IDs < 0 || o.IDCount < 0 || o.Log < 0 || o.Sessions < 0 {
 		return errors.New("hub: an option is negative")
 	}
 	if o.Memory == 0 {
@@ -45,6 +52,9 @@ func (o *Options) validate() error {
 	if o.IDs == 0 {
 		o.IDs = time.Hour
 	}
+	if o.IDCount == 0 {
+		o.IDCount = 1_000_000
+	}
 	if o.Log == 0 {
 		o.Log = 64 << 20
 	}
@@ -53,6 +63,9 @@ func (o *Options) validate() error {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = goClock{time.Now()}
 	}
 	return nil
 }
@@ -64,23 +77,28 @@ type Hub struct {
 	opts  Options
 	state *state
 	queue chan *Pending
+	door  chan func()   // what inWriter runs
 	stop  chan struct{} // closed by Drain: the writer finishes what waits, and ends
 	done  chan struct{} // closed by the writer when it has
 	ctx   context.Context
 	abort context.CancelCauseFunc
 
-	queued atomic.Int64 // bytes that wait for the writer
+	queued    atomic.Int64 // bytes that wait for the writer
+	unsettled atomic.Bool  // it is not known what became of a group: the log does not answer
 
 	// Owned by the writer.
-	buf      []byte
-	group    group     // the one that is being built, and the memory that the next one takes over
-	failed   bool      // the log can't be written to any more
-	told     time.Time // when the logger last heard that an append failed
-	logBytes int64     // since the last checkpoint
-	saveAt   int64     // save the next checkpoint when logBytes gets here
+	times      times // static once the log was read back
+	buf        []byte
+	group      group     // the one that is being built, and the memory that the next one takes over
+	failed     bool      // the log can't be written to any more
+	told       time.Time // when the logger last heard that an append failed
+	toldIDs    time.Time // and that ids are forgotten early
+	expireLate bool      // the log did not take what is due
+	logBytes   int64     // since the last checkpoint
+	saveAt     int64     // save the next checkpoint when logBytes gets here
+	checkpoint *saving   // the one under way, or that was not looked at since; nil: none
 
 	saving sync.WaitGroup // the checkpoint under way
-	saved  chan saved     // room for one: how it went
 
 	gate    sync.RWMutex
 	closed  error // guarded by gate: why nothing new is taken
@@ -98,8 +116,8 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 	}
 	h := &Hub{
 		log: log, opts: opts, state: newState(log.Epoch()),
-		queue: make(chan *Pending, queueLength), stop: make(chan struct{}), done: make(chan struct{}),
-		saved: make(chan saved, 1), sessions: make(map[*Session]struct{}),
+		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
+		sessions: make(map[*Session]struct{}),
 	}
 	if err := h.load(ctx); err != nil {
 		return nil, fmt.Errorf("read the log back: %w", err)
@@ -136,15 +154,10 @@ func (h *Hub) load(ctx context.Context) error {
 			return &feed.Damage{At: p, What: err.Error()}
 		}
 		h.logBytes += int64(len(b))
-		s.position, s.sum, s.at = p, sum, g.At
-		txns := make([]txn, len(g.Transactions))
-		seq := g.First
-		for i := range txns {
-			txns[i] = txn{g.Transactions[i], s.changes(&g.Transactions[i], seq, g.At)}
-			seq += feed.Seq(len(txns[i].Records))
+		s.replay(g, p, sum)
+		if fault.Bug("ids-forgotten") {
+			s.dropIDs()
 		}
-		s.apply(txns)
-		s.forget(g.ForgetTombstones, g.ForgetIDs)
 		return nil
 	})
 	if err == nil && !anchored {
@@ -153,9 +166,29 @@ func (h *Hub) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if fault.Bug("sequence-reused") && s.position > 0 {
+		s.next -= min(3, s.next-1)
+	}
+	if fault.Bug("ids-forgotten") {
+		s.dropIDs()
+	}
 	s.head.Store(uint64(s.next - 1))
+	h.times = countTimes(h.opts.Clock, s.position, s.times)
 	h.plan()
 	return nil
+}
+
+// replay folds a group of the log.
+func (s *state) replay(g *feed.Group, p feed.Position, sum feed.Sum) {
+	s.position, s.sum, s.at, s.times = p, sum, g.At, g.Times
+	txns := make([]txn, len(g.Transactions))
+	seq := g.First
+	for i := range txns {
+		txns[i] = txn{g.Transactions[i], s.changes(&g.Transactions[i], seq, g.At)}
+		seq += feed.Seq(len(txns[i].Records))
+	}
+	s.apply(txns)
+	s.forget(g.ForgetTombstones, g.ForgetIDs, g.ForgetIDsOf)
 }
 
 // follows tells whether g is the group after the last one applied.
@@ -167,12 +200,14 @@ func (s *state) follows(g *feed.Group, p feed.Position) error {
 		return fmt.Errorf("it comes after position %d", s.position)
 	case g.Position != p:
 		return fmt.Errorf("it was written for position %d", g.Position)
-	case g.First != s.next:
+	case g.First != s.next && !fault.Bug("sequence-reused"):
 		return fmt.Errorf("it begins with sequence %d instead of %d", g.First, s.next)
 	case g.Prev != s.sum:
 		return errors.New("it does not follow from the group before it")
 	case g.At < s.at:
 		return errors.New("its time is before that of the group before it")
+	case g.Age < s.times.Age || g.Steady < s.times.Steady:
+		return errors.New("its clocks go back behind those of the group before it")
 	}
 	return nil
 }
@@ -250,6 +285,16 @@ func (h *Hub) Err() error {
 	h.gate.RLock()
 	defer h.gate.RUnlock()
 	return h.closed
+}
+
+// Ready is why the hub takes no writes now, though it serves: its log's disk is full or
+// fails. nil while it takes them.
+func (h *Hub) Ready() error { return h.log.Ready() }
+
+// Fail ends the hub's work for good, because its log can't be trusted any more: sessions
+// end with "failed", and nothing new is taken.
+func (h *Hub) Fail(ctx context.Context, why error) error {
+	return h.inWriter(ctx, func() { h.fail(why) })
 }
 
 // fail ends the hub's work for good: the log is not ours any more, or can't be trusted

@@ -29,7 +29,7 @@ func TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas(t *testing.T) {
 		rapid.SyncTest(t, func(t *rapid.T) {
 			w := newWorld(t)
 			defer w.stop()
-			t.Repeat(map[string]func(*rapid.T){
+			actions := map[string]func(*rapid.T){
 				"write":     w.write,
 				"write 2":   w.write, // more often than the others
 				"write 3":   w.write,
@@ -41,10 +41,15 @@ func TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas(t *testing.T) {
 				"drop":      w.drop,
 				"resume":    w.resume,
 				"subscribe": w.subscribe,
-				"wait":      func(t *rapid.T) { w.wait() },
+				"wait":      w.wait,
 				"restart":   w.restart,
 				"lose":      w.lose,
-			})
+			}
+			for name, act := range actions {
+				actions[name] = func(t *rapid.T) { w.settle(t); act(t) }
+			}
+			t.Repeat(actions)
+			w.settle(t)
 			// In the end everybody comes back and sees the same.
 			for _, f := range w.followers {
 				if f.session == nil {
@@ -56,7 +61,6 @@ func TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas(t *testing.T) {
 	})
 }
 
-// Ages are multiples of aStep, so that it is clear what must be remembered and what not.
 const (
 	aStep      = 100 * time.Second
 	idWindow   = 250 * time.Second
@@ -71,18 +75,19 @@ var (
 type (
 	modelKey struct{ tenant, collection, key string }
 	modelRow struct {
-		seq   feed.Seq
-		value string
+		seq     feed.Seq
+		value   string
+		expires int64 // 0: never
 	}
 	modelID struct{ tenant, client, id string }
 	seen    struct {
 		body    string
 		outcome hub.Outcome
-		at      time.Time
+		age     int64
 	}
 	moment struct {
 		seq feed.Seq
-		at  time.Time
+		age int64
 	}
 )
 
@@ -95,6 +100,7 @@ type model struct {
 	// newest is the newest change of each key, removes too; gone has all removes.
 	newest map[modelKey]moment
 	gone   map[string][]moment
+	forgot int64 // tombstones below this age are forgotten
 }
 
 func newModel() *model {
@@ -116,15 +122,86 @@ func same(t *rapid.T, a, b string) bool {
 	return reflect.DeepEqual(value(t, a), value(t, b))
 }
 
+// removes tells whether a transaction is what the hub does by itself to a row that is due.
+func removes(x feed.Transaction) bool {
+	return x.Client == "" && len(x.Records) == 1 && x.Records[0].Op == feed.Remove && x.Records[0].ID == ""
+}
+
+// expired is how many transactions of a group, at its beginning, remove what is due.
+func (m *model) expired(g *feed.Group) (n int) {
+	for _, x := range g.Transactions {
+		if !removes(x) {
+			break
+		}
+		row, there := m.rows[modelKey{x.Tenant, x.Records[0].Collection, x.Records[0].Key}]
+		if !there || row.expires == 0 || row.expires > g.Steady {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// fold does to the model what a group of the log does beside the requests in it, which
+// are done in the middle.
+func (m *model) fold(t *rapid.T, g *feed.Group, most int, requests func(feed.Times)) {
+	n := m.expired(g)
+	for _, x := range g.Transactions[:n] {
+		key, now := modelKey{x.Tenant, x.Records[0].Collection, x.Records[0].Key}, moment{m.next, g.Age}
+		delete(m.rows, key)
+		m.newest[key], m.last[m.next] = now, m.next
+		m.gone[x.Tenant] = append(slices.Clip(m.gone[x.Tenant]), now)
+		m.next++
+	}
+	for key, row := range m.rows {
+		if row.expires != 0 && row.expires <= g.Steady && len(g.Transactions) > 0 {
+			t.Fatalf("at %d, %v was decided about though it was due at %d", g.Steady, key, row.expires)
+		}
+	}
+	if requests != nil {
+		requests(g.Times)
+	} else if n < len(g.Transactions) {
+		t.Fatalf("nobody wrote %+v", g.Transactions[n:])
+	}
+	if g.ForgetIDs > g.Age-idWindow.Milliseconds() || g.ForgetTombstones > g.Age-tombWindow.Milliseconds() {
+		t.Fatalf("too much is forgotten at age %d: %d, %d", g.Age, g.ForgetIDs, g.ForgetTombstones)
+	}
+	m.forgot = max(m.forgot, g.ForgetTombstones)
+	maps.DeleteFunc(m.ids, func(_ modelID, s seen) bool { return s.age < g.ForgetIDs })
+	floors := make(map[string]feed.Seq)
+	for _, f := range g.ForgetIDsOf {
+		floors[f.Tenant] = f.Seq
+	}
+	maps.DeleteFunc(m.ids, func(id modelID, s seen) bool { return s.outcome.Seq <= floors[id.tenant] })
+	for _, tenant := range tenants {
+		added, held := 0, 0
+		for _, x := range g.Transactions {
+			for _, r := range x.Records {
+				if x.Tenant == tenant && r.ID != "" {
+					added++
+				}
+			}
+		}
+		for id := range m.ids {
+			if id.tenant == tenant {
+				held++
+			}
+		}
+		if _, forgets := floors[tenant]; added > 0 && held > max(most, added) || forgets && held != max(most, added) {
+			t.Fatalf("%d ids of %s are remembered, of which %d came with the group; it should be %d", held, tenant, added, most)
+		}
+	}
+}
+
 // apply does a request to the model, and holds the hub's answer against what it did.
-func (m *model) apply(t *rapid.T, r hub.Request, got hub.Result) {
+func (m *model) apply(t *rapid.T, r hub.Request, got hub.Result, now feed.Times) {
 	tried := m.clone()
 	refused := false
 	want := make([]hub.Outcome, len(r.Writes))
 	var seqs []feed.Seq
 	for i, w := range r.Writes {
 		var logged bool
-		want[i], logged = tried.one(t, r, w, got.Outcomes[i])
+		want[i], logged = tried.one(t, r, w, got.Outcomes[i], now)
 		if logged {
 			seqs = append(seqs, want[i].Seq)
 		}
@@ -167,14 +244,14 @@ func (m *model) apply(t *rapid.T, r hub.Request, got hub.Result) {
 // unknownKey begins the keys that the hub made for what it aborted then.
 const unknownKey = "made "
 
-func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome) (o hub.Outcome, logged bool) {
+func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome, times feed.Times) (o hub.Outcome, logged bool) {
 	o.ID = w.ID
 	id := modelID{r.Tenant, r.Client, w.ID}
-	body := fmt.Sprintf("%s %s %q %s %s %v", w.Op, w.Collection, w.Key, w.Value, w.Patch, w.If != nil)
+	body := fmt.Sprintf("%s %s %q %s %s %v %v", w.Op, w.Collection, w.Key, w.Value, w.Patch, w.TTL, w.If != nil)
 	if w.If != nil {
 		body += fmt.Sprint(*w.If)
 	}
-	if s, ok := m.ids[id]; ok && w.ID != "" && time.Since(s.at) < idWindow {
+	if s, ok := m.ids[id]; ok && w.ID != "" {
 		if s.body == body {
 			o = s.outcome
 			o.Status = hub.Duplicate
@@ -218,17 +295,23 @@ func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome) (o 
 	}
 	o.Status, o.Seq, o.Value = hub.OK, m.next, value
 	m.next++
-	now := moment{o.Seq, time.Now()}
+	now := moment{o.Seq, times.Age}
+	expires := int64(0)
+	if w.TTL > 0 {
+		expires = times.Steady + w.TTL.Milliseconds()
+	} else if w.Op == "modify" {
+		expires = row.expires
+	}
 	switch {
 	case w.Op != "remove":
-		m.rows[key], m.newest[key] = modelRow{o.Seq, value}, now
+		m.rows[key], m.newest[key] = modelRow{o.Seq, value, expires}, now
 	case there:
 		delete(m.rows, key)
 		m.newest[key] = now
 		m.gone[r.Tenant] = append(slices.Clip(m.gone[r.Tenant]), now)
 	}
 	if w.ID != "" {
-		m.ids[id] = seen{body, o, time.Now()}
+		m.ids[id] = seen{body, o, times.Age}
 	}
 	return o, true
 }
@@ -254,6 +337,13 @@ type world struct {
 	mu     sync.Mutex
 	faults []error       // guarded by mu: what the next appends come to
 	busy   chan struct{} // guarded by mu: the next append waits until it is closed
+	stored []*feed.Group // guarded by mu: what the model was not told of
+	last   feed.Times    // guarded by mu: of the last group that was stored
+	at     feed.Position // guarded by mu: its position
+	tried  []byte        // guarded by mu: the last group that came
+	age    int64         // guarded by mu: of the log when the hub was opened
+	opened time.Time     // guarded by mu
+	wrong  string        // guarded by mu: a group told the wrong time
 }
 
 // plan says what the next appends come to, and returns what was planned and not used.
@@ -264,25 +354,72 @@ func (w *world) plan(faults []error, busy chan struct{}) (unused []error) {
 	return unused
 }
 
-func (w *world) append(_ feed.Position, group []byte) (err error) {
-	if g, _, err := feed.DecodeGroup(group); err != nil || len(g.Transactions) == 0 {
-		return err // what is forgotten comes whenever it comes
+func (w *world) append(_ feed.Position, group []byte) error {
+	g, _, err := feed.DecodeGroup(group)
+	if err != nil {
+		return err
 	}
 	w.mu.Lock()
-	busy := w.busy
-	w.busy = nil
-	if busy == nil && len(w.faults) > 0 {
-		err, w.faults = w.faults[0], w.faults[1:]
+	if age := w.age + time.Since(w.opened).Milliseconds(); !slices.Equal(group, w.tried) && (g.Age != age || g.Steady != time.Now().UnixMilli()) {
+		w.wrong = fmt.Sprintf("a group says %+v at age %d", g.Times, age)
+	}
+	w.tried = slices.Clone(group)
+	var busy chan struct{}
+	// What is forgotten, and removed because it is due, comes whenever it comes.
+	if slices.ContainsFunc(g.Transactions, func(x feed.Transaction) bool { return !removes(x) }) {
+		busy, w.busy = w.busy, nil
+		if busy == nil && len(w.faults) > 0 {
+			err, w.faults = w.faults[0], w.faults[1:]
+		}
 	}
 	w.mu.Unlock()
 	if busy != nil {
 		<-busy
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if (err == nil || errors.Is(err, feedtest.ErrStored)) && g.Position > w.at {
+		w.at, w.last, w.stored = g.Position, g.Times, append(w.stored, g)
+	}
 	return err
 }
 
+// pull is the groups that were stored since it was called before.
+func (w *world) pull(t *rapid.T) []*feed.Group {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.wrong != "" {
+		t.Fatal(w.wrong)
+	}
+	groups := w.stored
+	w.stored = nil
+	return groups
+}
+
+// settle lets everything come to rest, and tells the model what the hub did by itself.
+func (w *world) settle(t *rapid.T) {
+	synctest.Wait()
+	w.done(t)
+}
+
+// done tells the model what became of requests: each of the batches had a group, unless
+// there was nothing to log of it.
+func (w *world) done(t *rapid.T, batches ...func(feed.Times)) {
+	for _, g := range w.pull(t) {
+		var batch func(feed.Times)
+		if w.model.expired(g) < len(g.Transactions) && len(batches) > 0 {
+			batch, batches = batches[0], batches[1:]
+		}
+		w.model.fold(t, g, w.opts.IDCount, batch)
+	}
+	for _, batch := range batches {
+		batch(feed.Times{})
+	}
+}
+
 func newWorld(t *rapid.T) *world {
-	w := &world{opts: hub.Options{Tombstones: tombWindow, IDs: idWindow, Log: rapid.Int64Range(1, 20_000).Draw(t, "log")}}
+	w := &world{opts: hub.Options{Tombstones: tombWindow, IDs: idWindow, Log: rapid.Int64Range(1, 20_000).Draw(t, "log"),
+		IDCount: rapid.SampledFrom([]int{3, 10, 1000}).Draw(t, "ids")}}
 	w.lose(t)
 	return w
 }
@@ -296,10 +433,19 @@ func (w *world) lose(t *rapid.T) {
 	w.log, w.model, w.sent = feedtest.NewMemory(), newModel(), nil
 	w.epochs = append(w.epochs, w.log.Epoch())
 	w.log.OnAppend = w.append
+	w.mu.Lock()
+	w.stored, w.at = nil, 0
+	w.mu.Unlock()
 	w.open(t)
 }
 
 func (w *world) open(t *rapid.T) {
+	w.mu.Lock()
+	if w.at == 0 {
+		w.last.Age = time.Now().UnixMilli()
+	}
+	w.age, w.opened = w.last.Age, time.Now()
+	w.mu.Unlock()
 	h, err := hub.Open(context.Background(), w.log, w.opts)
 	if err != nil {
 		t.Fatal(err)
@@ -372,9 +518,21 @@ func (w *world) dump(t *rapid.T) string {
 	return b.String()
 }
 
-func (w *world) wait() {
+func (w *world) wait(t *rapid.T) {
 	time.Sleep(aStep) // of the bubble
-	synctest.Wait()
+	w.settle(t)
+	for key, row := range w.model.rows {
+		if row.expires != 0 && row.expires <= time.Now().UnixMilli() {
+			t.Fatalf("%v is due since %d and still there", key, row.expires)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, s := range w.model.ids {
+		if most := idWindow + idWindow/20; s.age < w.age+(time.Since(w.opened)-most).Milliseconds() && time.Since(w.opened) > aStep {
+			t.Fatalf("%v of age %d is still remembered", id, s.age)
+		}
+	}
 }
 
 // request draws a request; sometimes one that was sent before.
@@ -405,6 +563,9 @@ func (w *world) request(t *rapid.T) hub.Request {
 		}
 		if c.Op == "insert" && rapid.IntRange(0, 9).Draw(t, "make key") == 0 {
 			c.Key = ""
+		}
+		if c.Op != "remove" && rapid.IntRange(0, 2).Draw(t, "has ttl") == 0 {
+			c.TTL = rapid.SampledFrom([]time.Duration{time.Second, 50 * time.Second, 150 * time.Second}).Draw(t, "ttl")
 		}
 		if rapid.IntRange(0, 4).Draw(t, "has if") == 0 {
 			seq := feed.Seq(rapid.IntRange(0, int(w.model.next)).Draw(t, "if"))
@@ -442,12 +603,13 @@ func (w *world) write(t *rapid.T) {
 	w.plan(faults, nil)
 	got, err := w.hub.Write(context.Background(), hub.Everything, r)
 	if unused := w.plan(nil, nil); err != nil && lost && len(unused) == 0 {
+		w.done(t)
 		return
 	}
 	if err != nil {
 		t.Fatalf("%+v: %v", r, err)
 	}
-	w.model.apply(t, r, got)
+	w.done(t, func(now feed.Times) { w.model.apply(t, r, got, now) })
 }
 
 // burst sends several requests while the log is busy, so that they come into one group.
@@ -471,30 +633,26 @@ func (w *world) burst(t *rapid.T) {
 		}
 	}
 	close(busy)
-	before := w.model.clone()
+	results := make([]hub.Result, len(pending))
 	failed := 0
 	for i, p := range pending {
-		got, err := p.Wait(context.Background())
-		switch {
-		case err == nil:
-			w.model.apply(t, requests[i], got)
-		case lost && i > 0:
-			failed++
-		default:
-			t.Fatal(err)
-		}
-		if i == 0 {
-			before = w.model.clone()
+		var err error
+		if results[i], err = p.Wait(context.Background()); err != nil {
+			if failed++; !lost || i == 0 {
+				t.Fatal(err)
+			}
 		}
 	}
-	if failed > 0 {
-		// Nothing of the group happened, so nobody in it may have been told anything else.
-		if failed != len(requests)-1 {
-			t.Fatalf("%d of %d requests of one group failed", failed, len(requests)-1)
-		}
-		w.model = before
+	// Nothing of the group happened, so nobody in it may have been told anything else.
+	if failed > 0 && failed != len(requests)-1 {
+		t.Fatalf("%d of %d requests of one group failed", failed, len(requests)-1)
 	}
 	w.plan(nil, nil)
+	w.done(t, func(now feed.Times) { w.model.apply(t, first, results[0], now) }, func(now feed.Times) {
+		for i := 1; i < len(requests) && failed == 0; i++ {
+			w.model.apply(t, requests[i], results[i], now)
+		}
+	})
 }
 
 // follower is a client that keeps the rules of the protocol.
@@ -645,7 +803,7 @@ func (w *world) next(t *rapid.T, f *follower) bool {
 	for _, r := range b.Resets {
 		for _, c := range r.Collections {
 			if r.Reason == feed.ResetExpired && !slices.ContainsFunc(w.model.gone[f.tenant], func(g moment) bool {
-				return g.seq > f.from[c] && time.Since(g.at) > tombWindow
+				return g.seq > f.from[c] && g.age < w.model.forgot
 			}) {
 				t.Fatalf("%s is said to be expired after %d, and nothing was forgotten since: %+v", c, f.from[c], w.model.gone[f.tenant])
 			}
@@ -719,7 +877,7 @@ func (f *follower) take(c wire) {
 	if c.Op == "remove" {
 		delete(rows, key)
 	} else {
-		rows[key] = modelRow{c.Seq, string(c.Value)}
+		rows[key] = modelRow{seq: c.Seq, value: string(c.Value)}
 	}
 }
 
@@ -734,7 +892,7 @@ func (w *world) border(t *rapid.T, f *follower, cursor feed.Seq) {
 		_, there := w.model.rows[key]
 		switch {
 		case key.tenant != f.tenant || !slices.Contains(f.collections, key.collection):
-		case !there && time.Since(newest.at) > tombWindow: // forgotten
+		case !there && newest.age < w.model.forgot:
 		case newest.seq <= cursor:
 			before[w.model.last[newest.seq]] = true
 		case newest.seq > f.at[key.collection]: // not told before a reset of another collection

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -126,7 +127,11 @@ func (s *Session) follow(starts []feed.Start) {
 		v := t.view(start.Collection)
 		v.add(s)
 		t.mu.Unlock()
-		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: seq == 0, reason: reason})
+		fresh := seq == 0
+		if fault.Bug("resend-last") && seq > 0 {
+			seq--
+		}
+		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: fresh, reason: reason})
 	}
 	s.live = false
 }
@@ -320,17 +325,20 @@ func (s *Session) take() (*feed.Batch, error) {
 		head = b.Items[len(b.Items)-1].Seq
 	}
 	for _, u := range s.subs {
+		if fault.Bug("snapshot-tail") && all && u.pos < u.gone { // the end of a snapshot
+			u.pos = head + 1
+		}
 		u.pos = max(u.pos, head)
 		b.Resumes = b.Resumes && u.pos >= u.view.floor
 	}
 	t.mu.RUnlock()
 	b.Cursor = feed.Cursor{Epoch: s.hub.state.epoch, Seq: head}
-	b.Live = all
-	b.Announce = all && !s.live
+	b.Live = all || fault.Bug("live-too-early")
+	b.Announce = b.Live && !s.live
 	if b.Announce && !s.held && s.opts.Hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
 		return nil, nil
 	}
-	s.live = all
+	s.live = b.Live
 	if len(b.Items)+len(b.Resets)+len(b.Replies) == 0 && !b.Announce {
 		return nil, nil
 	}
@@ -348,7 +356,7 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 		case u.fresh:
 			u.fresh, u.base, u.gone = false, floor, head
 			continue
-		case u.pos > head:
+		case u.pos > head && !fault.Bug("snapshot-tail"):
 			u.reason = feed.ResetAhead
 		case u.pos < floor && u.base < floor:
 			u.reason = feed.ResetExpired
@@ -387,10 +395,11 @@ func (s *Session) collect(b *feed.Batch) (all bool) {
 		c := h[0].next
 		// A client that began from nothing needs no tombstone from before, unless a change
 		// of the same transaction was just handed out: no cursor stands between the two.
-		if c.Op() != feed.Remove || c.Seq() > h[0].gone || c.Last() == last {
+		news := c.Op() != feed.Remove || c.Seq() > h[0].gone || c.Last() == last
+		if news && !(fault.Bug("tombstone-skipped") && c.Op() == feed.Remove) {
 			if n := len(b.Items); n > 0 {
 				if c.Last() == last {
-					b.Items[n-1].More = true
+					b.Items[n-1].More = !fault.Bug("transaction-split")
 				} else if n >= s.opts.Limit || size >= batchBytes {
 					return false
 				}

@@ -2,11 +2,13 @@ package hub
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -19,11 +21,11 @@ type state struct {
 	position feed.Position // of the last group applied
 	sum      feed.Sum      // its sum
 	at       int64         // its time, milliseconds; time never goes back in a log
+	times    feed.Times    // and by the clocks that nobody sets
 	next     feed.Seq      // the next sequence to give
 	tombs    queue[tomb]   // tombstones by age
 	replaced int           // of tombs: how many are no tombstone any more, because their key is there again
-	ids      queue[idRef]  // ids by age
-	idsGone  feed.Seq      // the ids of changes up to this one are forgotten
+	expiring expiring      // the rows that have a deadline
 
 	head    atomic.Uint64 // all changes up to this sequence can be seen
 	bytes   atomic.Int64  // what rows, tombstones and ids hold, about
@@ -40,7 +42,10 @@ type tenant struct {
 	refs int    // guarded by state.mu: sessions
 	kept bool   // guarded by state.mu: it was written to, so it stays
 
-	ids map[idKey]idRecord // owned by the writer
+	// Owned by the writer.
+	ids     map[idKey]idRecord
+	seen    queue[idRef] // ids by age
+	idsGone feed.Seq     // the ids of changes up to this one are forgotten
 
 	mu      sync.RWMutex
 	views   map[string]*view // guarded by mu
@@ -55,20 +60,19 @@ type idKey struct{ client, id string }
 type idRecord struct {
 	digest feed.Digest
 	change *feed.Change // what it did, and so what it was answered
-	at     int64
+	age    int64        // when, in the log's age
 }
 
 type idRef struct {
-	tenant *tenant
-	key    idKey
-	at     int64
+	key idKey
+	age int64
 }
 
 type tomb struct {
 	tenant *tenant
 	view   *view
 	change *feed.Change
-	at     int64
+	age    int64 // when, in the log's age
 }
 
 // txn is a transaction that was decided: what the log holds of it, and its changes
@@ -78,13 +82,14 @@ type txn struct {
 	changes []*feed.Change
 }
 
-// What a row, a remembered id, a collection and a tenant cost beside their bytes:
-// entries of index and maps, slots, what the allocator rounds up.
+// What a row, its deadline, a remembered id, a collection and a tenant cost beside their
+// bytes: entries of index and maps, slots, what the allocator rounds up.
 const (
-	rowCost    = 45
-	idCost     = 200
-	viewCost   = 400
-	tenantCost = 600
+	rowCost      = 45
+	deadlineCost = 100
+	idCost       = 200
+	viewCost     = 400
+	tenantCost   = 600
 )
 
 func newState(epoch feed.Epoch) *state {
@@ -205,17 +210,20 @@ func (s *state) fold(t *tenant, x *txn, touched map[*view]struct{}) {
 			if v.rows.n == 0 {
 				v.floor = max(v.floor, t.floor) // as if it were new, whether or not a session kept it
 			}
-			s.put(t, v, c)
+			if !fault.Bug("drop-change") || c.Seq()%97 != 0 {
+				s.put(t, v, c, s.times.Age, r.Expires)
+			}
 			touched[v] = struct{}{}
 		}
 		if r.ID != "" {
-			s.remember(t, idKey{x.Client, r.ID}, idRecord{r.Digest, c, s.at})
+			s.remember(t, idKey{x.Client, r.ID}, idRecord{r.Digest, c, s.times.Age})
 		}
 	}
 }
 
-// put needs t.mu for writing.
-func (s *state) put(t *tenant, v *view, c *feed.Change) {
+// put puts a change, made at some age of the log, whose row goes by itself at expires
+// (0: never). It needs t.mu for writing.
+func (s *state) put(t *tenant, v *view, c *feed.Change, age, expires int64) {
 	if !v.kept {
 		v.kept = true
 		s.bytes.Add(viewCost)
@@ -226,8 +234,17 @@ func (s *state) put(t *tenant, v *view, c *feed.Change) {
 	s.bytes.Add(c.Size())
 	if old == nil {
 		s.bytes.Add(rowCost)
-	} else if !s.pinned(old) {
-		s.bytes.Add(-old.Size())
+	} else {
+		if !t.pinned(old) {
+			s.bytes.Add(-old.Size())
+		}
+		if s.expiring.drop(old) {
+			s.bytes.Add(-deadlineCost)
+		}
+	}
+	if expires != 0 {
+		s.expiring.add(deadline{expires, c, t, v})
+		s.bytes.Add(deadlineCost)
 	}
 	if old != nil && old.Op() == feed.Remove {
 		// Keys that come and go must not leave more behind than there are tombstones.
@@ -237,29 +254,29 @@ func (s *state) put(t *tenant, v *view, c *feed.Change) {
 		}
 	}
 	if c.Op() == feed.Remove {
-		s.tombs.push(tomb{t, v, c, s.at})
+		s.tombs.push(tomb{t, v, c, age})
 	}
 }
 
 // pinned tells whether a change that was replaced is still held by the id that it bears.
-func (s *state) pinned(c *feed.Change) bool { return c.HasID() && c.Seq() > s.idsGone }
+func (t *tenant) pinned(c *feed.Change) bool { return c.HasID() && c.Seq() > t.idsGone }
 
 func (s *state) remember(t *tenant, key idKey, r idRecord) {
 	key = idKey{strings.Clone(key.client), strings.Clone(key.id)}
 	t.ids[key] = r
-	s.ids.push(idRef{t, key, r.at})
+	t.seen.push(idRef{key, r.age})
 	s.bytes.Add(idCost + int64(len(key.client)+len(key.id)))
 	if r.change.Op() == feed.Noop {
 		s.bytes.Add(r.change.Size())
 	}
 }
 
-// forget drops tombstones and ids that are older than the times given (milliseconds;
-// 0: none). A tombstone's collection can't serve cursors before it any more.
-func (s *state) forget(tombstones, ids int64) {
+// forget drops tombstones and ids that are below the ages given (0: none), and ids of
+// tenants up to a sequence. A tombstone's collection can't serve cursors before it any more.
+func (s *state) forget(tombstones, ids int64, idsOf []feed.IDFloor) {
 	for {
 		next, ok := s.tombs.front()
-		if !ok || next.at >= tombstones {
+		if !ok || next.age >= tombstones {
 			break
 		}
 		s.tombs.pop()
@@ -267,7 +284,7 @@ func (s *state) forget(tombstones, ids int64) {
 		t.mu.Lock()
 		if v := next.view; v.forget(next.change) {
 			s.bytes.Add(-rowCost)
-			if !s.pinned(next.change) {
+			if !t.pinned(next.change) {
 				s.bytes.Add(-next.change.Size())
 			}
 			if v.rows.n == 0 {
@@ -281,22 +298,55 @@ func (s *state) forget(tombstones, ids int64) {
 		}
 		t.mu.Unlock()
 	}
-	for {
-		next, ok := s.ids.front()
-		if !ok || next.at >= ids {
-			break
+	if ids != 0 {
+		for t := range s.all() {
+			s.forgetIDs(t, func(ref idRef) bool { return ref.age < ids })
 		}
-		s.ids.pop()
-		t := next.tenant
+	}
+	for _, f := range idsOf {
+		if t := s.lookup(f.Tenant); t != nil {
+			s.forgetIDs(t, func(ref idRef) bool { return t.ids[ref.key].change.Seq() <= f.Seq })
+		}
+	}
+}
+
+// forgetIDs drops a tenant's oldest ids, as long as fn says so.
+func (s *state) forgetIDs(t *tenant, fn func(idRef) bool) {
+	for {
+		next, ok := t.seen.front()
+		if !ok || !fn(next) {
+			return
+		}
+		t.seen.pop()
 		c := t.ids[next.key].change
 		delete(t.ids, next.key)
 		if len(t.ids) == 0 {
 			t.ids = make(map[idKey]idRecord) // a map that was large stays so
 		}
-		s.idsGone = c.Seq()
+		t.idsGone = c.Seq()
 		s.bytes.Add(-idCost - int64(len(next.key.client)+len(next.key.id)))
 		if v := t.find(c.Collection()); v == nil || v.rows.get(c.Key()) != c {
 			s.bytes.Add(-c.Size())
+		}
+	}
+}
+
+// dropIDs is a deliberate mistake; see fault.Bug.
+func (s *state) dropIDs() {
+	for t := range s.all() {
+		t.ids, t.seen = make(map[idKey]idRecord), queue[idRef]{}
+	}
+}
+
+// all is the tenants that were written to, for the writer.
+func (s *state) all() iter.Seq[*tenant] {
+	return func(yield func(*tenant) bool) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		for _, t := range s.tenants {
+			if t.kept && !yield(t) {
+				return
+			}
 		}
 	}
 }

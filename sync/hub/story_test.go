@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +42,7 @@ func TestStories(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &story{t: t, log: feedtest.NewMemory(), readers: make(map[string]*reader)}
 				s.log.OnSave = func(feed.Position) error { s.saves++; return nil }
+				s.clock.booted = time.Now()
 				s.restart()
 				for _, block := range strings.Split(strings.TrimRight(string(text), "\n"), "\n\n") {
 					var notes, command []string
@@ -89,7 +91,18 @@ type story struct {
 	hub     *hub.Hub
 	readers map[string]*reader
 	saves   int
+	clock   storyClock
 }
+
+// storyClock is a clock whose wall may be set wrong, in a machine that may boot.
+type storyClock struct {
+	skew   atomic.Int64
+	boot   uint64 // set while no hub is open
+	booted time.Time
+}
+
+func (c *storyClock) Wall() time.Time             { return time.Now().Add(time.Duration(c.skew.Load())) }
+func (c *storyClock) Up() (uint64, time.Duration) { return c.boot, time.Since(c.booted) }
 
 // reader is a session and the call of Next that it waits in, if any.
 type reader struct {
@@ -100,6 +113,7 @@ type reader struct {
 
 func (s *story) restart() {
 	s.end()
+	s.opts.Clock = &s.clock
 	h, err := hub.Open(context.Background(), s.log, s.opts)
 	if err != nil {
 		s.t.Fatal(err)
@@ -155,17 +169,29 @@ func (s *story) play(lines []string) []string {
 	}
 	switch command {
 	case "hub":
-		s.opts = hub.Options{Tombstones: d("tombstones"), IDs: d("ids"), Log: int64(n("log"))}
+		s.end()
+		s.hub = nil
+		s.opts = hub.Options{Tombstones: d("tombstones"), IDs: d("ids"), IDCount: n("count"), Log: int64(n("log"))}
+		s.clock.boot = uint64(n("boot"))
 		s.restart()
 	case "restart":
 		s.restart()
-	case "wait":
-		v, err := time.ParseDuration(plain[0])
+	case "down":
+		s.end()
+		s.hub = nil
+		s.sleep(plain[0])
+		if n("boot") > 0 {
+			s.clock.boot, s.clock.booted = uint64(n("boot")), time.Now()
+		}
+		s.restart()
+	case "set":
+		skew, err := time.ParseDuration(plain[0])
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		time.Sleep(v) // of the bubble
-		synctest.Wait()
+		s.clock.skew.Store(int64(skew))
+	case "wait":
+		s.sleep(plain[0])
 	case "checkpoint":
 		before := s.saves
 		for _, w := range []hub.Write{put("else", "x", `{"v":"`+strings.Repeat("v", 100_000)+`"}`), remove("else", "x")} {
@@ -238,6 +264,15 @@ func (s *story) play(lines []string) []string {
 	return nil
 }
 
+func (s *story) sleep(text string) {
+	v, err := time.ParseDuration(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	time.Sleep(v) // of the bubble
+	synctest.Wait()
+}
+
 // starts reads collections with cursors: a number is one of this log.
 func (s *story) starts(words []string) (starts []feed.Start) {
 	for _, w := range words {
@@ -254,7 +289,7 @@ func (s *story) starts(words []string) (starts []feed.Start) {
 	return starts
 }
 
-// write sends changes, a line each: op collection key [JSON] [id=] [if=].
+// write sends changes, a line each: op collection key [JSON] [id=] [if=] [ttl=].
 func (s *story) write(atomic bool, lines []string, options map[string]string) (out []string) {
 	r := hub.Request{Tenant: "acme", Client: options["by"], Atomic: atomic}
 	if options["tenant"] != "" {
@@ -275,6 +310,8 @@ func (s *story) write(atomic bool, lines []string, options map[string]string) (o
 				w.Value = []byte(a)
 			case name == "id":
 				w.ID = value
+			case name == "ttl":
+				w.TTL, _ = time.ParseDuration(value)
 			case name == "if":
 				n, _ := strconv.Atoi(value)
 				seq := feed.Seq(n)

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -91,13 +92,19 @@ func (v *view) forget(c *feed.Change) bool {
 		return false
 	}
 	v.hole(c)
-	v.floor = max(v.floor, c.Seq())
+	if !fault.Bug("floor-forgotten") {
+		v.floor = max(v.floor, c.Seq())
+	}
 	v.tidy()
 	return true
 }
 
 func (v *view) hole(c *feed.Change) {
-	v.slots[v.search(c.Seq()-1)].change = nil
+	at := v.search(c.Seq() - 1)
+	if fault.Bug("sequence-reused") { // they are not in order then
+		at = slices.IndexFunc(v.slots, func(s slot) bool { return s.change == c })
+	}
+	v.slots[at].change = nil
 	v.holes++
 }
 

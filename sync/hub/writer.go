@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -30,6 +31,9 @@ type Write struct {
 	Patch      []byte // JSON: modify, a merge patch
 	If         *feed.Seq
 	IfExists   bool // the row must be there
+	// TTL is for how long the row lives from now: 1 s to MaxTTL. 0: for ever, but modify
+	// then leaves the row the time that it has.
+	TTL time.Duration
 }
 
 // Status is how one change of a request fared.
@@ -104,6 +108,12 @@ func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
 	defer h.gate.RUnlock()
 	if h.closed != nil {
 		return nil, h.refused()
+	}
+	if err := h.log.Ready(); err != nil {
+		return nil, notReady(err)
+	}
+	if h.unsettled.Load() {
+		return nil, noAnswer()
 	}
 	if h.queued.Add(p.size) <= maxQueued {
 		select {
@@ -186,6 +196,9 @@ func (p *prepared) check(w *Write) (err error) {
 			return refuse(BadName, "%s", err)
 		}
 	}
+	if err := w.checkTTL(); err != nil {
+		return err
+	}
 	switch w.Op {
 	case "insert", "put":
 		if w.Patch != nil {
@@ -222,6 +235,9 @@ func (p *prepared) check(w *Write) (err error) {
 	if w.IfExists {
 		b = append(b, 2)
 	}
+	if w.TTL != 0 {
+		b = binary.AppendUvarint(append(b, 3), uint64(w.TTL.Milliseconds()))
+	}
 	full := sha256.Sum256(b)
 	p.digest = feed.Digest(full[:16])
 	return nil
@@ -243,16 +259,34 @@ const (
 	maxTransaction = 4 << 20
 )
 
+// notReady says why nothing is written now.
+func notReady(why error) error { return unavailable(5*time.Second, "%s", why) }
+
+func noAnswer() error {
+	return unavailable(5*time.Second, "the log does not answer, and nothing was written: try again in a moment")
+}
+
 // run is the writer: it takes all that waits, decides it in order, appends it as one
 // group and applies it. While one group is made durable the next one gathers.
 func (h *Hub) run() {
 	defer close(h.done)
 	forget := time.NewTicker(h.forgetEvery())
 	defer forget.Stop()
+	wake := time.NewTimer(wakeMost)
+	defer wake.Stop()
 	for {
+		var due <-chan time.Time
+		if until := h.untilDeadline(); until >= 0 {
+			wake.Reset(until)
+			due = wake.C
+		}
 		select {
 		case p := <-h.queue:
 			h.write(p)
+		case <-due:
+			h.expire()
+		case fn := <-h.door:
+			fn()
 		case <-forget.C:
 			h.forget()
 		case <-h.stop:
@@ -269,9 +303,28 @@ func (h *Hub) run() {
 	}
 }
 
+// inWriter runs fn in the writer, between two groups: the state is at rest meanwhile. An
+// error says why it was not run.
+func (h *Hub) inWriter(ctx context.Context, fn func()) error {
+	if err := h.Err(); err != nil {
+		return err
+	}
+	ran := make(chan struct{})
+	select {
+	case h.door <- func() { fn(); close(ran) }:
+		<-ran
+		return nil
+	case <-h.done:
+		return h.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // write decides p and what waits behind it, up to a group's size, and sees it through.
 func (h *Hub) write(p *Pending) {
 	g := h.newGroup()
+	g.expire()
 	var decided []*Pending
 	for p != nil {
 		h.queued.Add(-p.size)
@@ -289,7 +342,11 @@ func (h *Hub) write(p *Pending) {
 			}
 		}
 	}
-	err := h.commit(g, 0, 0)
+	early := h.boundIDs(g)
+	err := h.commit(g)
+	if err == nil && early {
+		h.warnOfIDs()
+	}
 	for _, p := range decided {
 		if err != nil {
 			p.answer(Result{}, err)
@@ -299,9 +356,15 @@ func (h *Hub) write(p *Pending) {
 	}
 }
 
-// commit appends a group and applies it. An error is a *Refusal.
-func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
-	if len(g.txns) == 0 && forgetTombstones == 0 && forgetIDs == 0 {
+// commit appends a group and applies it; the group is over then. An error is a *Refusal.
+func (h *Hub) commit(g *group) (err error) {
+	defer func() {
+		if err != nil {
+			h.state.expiring.putBack(g.due)
+		}
+		g.clear()
+	}()
+	if len(g.txns) == 0 && g.forgetTombstones == 0 && g.forgetIDs == 0 {
 		return nil
 	}
 	if h.failed {
@@ -311,29 +374,34 @@ func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
 	}
 	s := h.state
 	enc := feed.Group{
-		Epoch: s.epoch, Position: s.position + 1, First: s.next, At: g.at, Prev: s.sum,
+		Epoch: s.epoch, Position: s.position + 1, First: s.next, At: g.at, Times: g.times, Prev: s.sum,
 		Transactions:     make([]feed.Transaction, len(g.txns)),
-		ForgetTombstones: forgetTombstones, ForgetIDs: forgetIDs,
+		ForgetTombstones: g.forgetTombstones, ForgetIDs: g.forgetIDs, ForgetIDsOf: g.forgetIDsOf,
 	}
 	for i := range g.txns {
 		enc.Transactions[i] = g.txns[i].Transaction
 	}
 	var sum feed.Sum
 	h.buf, sum = feed.AppendGroup(h.buf[:0], &enc)
+	fault.Point("decided")
 	if err := h.append(h.buf); err != nil {
 		if now := time.Now(); now.Sub(h.told) > time.Second { // a disk that is full refuses every write
 			h.told = now
 			h.opts.Logger.Error("append to the log", "position", enc.Position, "err", err)
 		}
-		if errors.Is(err, feed.ErrUnknown) {
+		if errors.Is(err, feed.ErrNotReady) && !errors.Is(err, feed.ErrUnknown) {
+			return notReady(err)
+		}
+		if errors.Is(err, feed.ErrUnknown) && !errors.Is(err, feed.ErrNotWritten) {
 			return &Refusal{Code: Unavailable, Retry: 5 * time.Second, Unknown: true,
 				Detail: "the log did not say whether it took the write: send it again with the same ids"}
 		}
 		return unavailable(5*time.Second, "the log did not take the write: try again in a moment")
 	}
-	s.position, s.sum, s.at = enc.Position, sum, enc.At
+	fault.Point("appended")
+	s.position, s.sum, s.at, s.times = enc.Position, sum, enc.At, enc.Times
 	touched := s.apply(g.txns)
-	s.forget(forgetTombstones, forgetIDs)
+	s.forget(g.forgetTombstones, g.forgetIDs, g.forgetIDsOf)
 	s.head.Store(uint64(s.next - 1))
 	for v := range touched {
 		v.wake()
@@ -342,15 +410,18 @@ func (h *Hub) commit(g *group, forgetTombstones, forgetIDs int64) error {
 	if cap(h.buf) > 2*feed.GroupSize {
 		h.buf = nil
 	}
+	fault.Point("applied")
 	return nil
 }
 
 // append settles what became of a group: an unknown outcome is tried again, at the
 // same place with the same bytes, until the log either has it there or refuses it
-// for good. Where somebody else writes, or the outcome stays unknown, the hub fails;
-// feed.ErrUnknown is the error then, unless the group is certainly not there.
+// for good. Who else wants to write is told meanwhile that the log does not answer. Where
+// somebody else writes, or the outcome stays unknown, the hub fails; feed.ErrUnknown is
+// the error then, unless the group is certainly not there.
 func (h *Hub) append(group []byte) error {
 	unknown := false
+	defer h.unsettled.Store(false)
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		_, err := h.log.Append(h.ctx, h.state.position, group)
 		if errors.Is(err, feed.ErrFenced) && unknown {
@@ -369,21 +440,30 @@ func (h *Hub) append(group []byte) error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, feed.ErrNotWritten):
+			return err
 		case errors.Is(err, feed.ErrFenced):
 			h.fail(err)
 			return err
 		case errors.Is(err, feed.ErrUnknown):
 			unknown = true
+			h.unsettled.Store(true)
 		case !unknown:
 			return err
 		}
 		h.opts.Logger.Warn("the outcome of an append is not known; asking again", "position", h.state.position+1, "err", err)
-		select {
-		case <-time.After(pause):
-		case <-h.ctx.Done():
-			err = fmt.Errorf("%w: stopped while asking: %w", feed.ErrUnknown, err)
-			h.fail(err)
-			return err
+		for over := time.After(pause); over != nil; {
+			select {
+			case p := <-h.queue:
+				h.queued.Add(-p.size)
+				p.answer(Result{}, noAnswer())
+			case <-over:
+				over = nil
+			case <-h.ctx.Done():
+				err = fmt.Errorf("%w: stopped while asking: %w", feed.ErrUnknown, err)
+				h.fail(err)
+				return err
+			}
 		}
 	}
 }
@@ -403,22 +483,48 @@ func (h *Hub) isThere(group []byte) (ours bool, err error) {
 
 // forget lets the log say that what is older than its window is forgotten.
 func (h *Hub) forget() {
-	var tombstones, ids int64
-	now := h.now()
-	if t, ok := h.state.tombs.front(); ok && t.at < now-h.opts.Tombstones.Milliseconds() {
-		tombstones = now - h.opts.Tombstones.Milliseconds()
+	g := h.newGroup()
+	before := g.times.Age - h.opts.Tombstones.Milliseconds()
+	if t, ok := h.state.tombs.front(); ok && t.age < before {
+		g.forgetTombstones = before
 	}
-	if id, ok := h.state.ids.front(); ok && id.at < now-h.opts.IDs.Milliseconds() {
-		ids = now - h.opts.IDs.Milliseconds()
+	before = g.times.Age - h.opts.IDs.Milliseconds()
+	for t := range h.state.all() {
+		if id, ok := t.seen.front(); ok && id.age < before {
+			g.forgetIDs = before
+			break
+		}
 	}
-	if tombstones != 0 || ids != 0 {
-		_ = h.commit(h.newGroup(), tombstones, ids) // it has said why; it is tried again at the next tick
+	_ = h.commit(g) // it has said why; it is tried again at the next tick
+}
+
+// boundIDs has the oldest ids forgotten of tenants that get too many with the group, and
+// tells whether that is before their time.
+func (h *Hub) boundIDs(g *group) (early bool) {
+	for name, n := range g.added {
+		t := h.state.lookup(name)
+		if t == nil {
+			continue
+		}
+		over := min(t.seen.len()+n-h.opts.IDCount, t.seen.len())
+		if over <= 0 {
+			continue
+		}
+		last := t.seen.items[t.seen.from+over-1]
+		g.forgetIDsOf = append(g.forgetIDsOf, feed.IDFloor{Tenant: t.name, Seq: t.ids[last.key].change.Seq()})
+		early = early || last.age >= g.times.Age-h.opts.IDs.Milliseconds()
+	}
+	return early
+}
+
+func (h *Hub) warnOfIDs() {
+	if now := time.Now(); now.Sub(h.toldIDs) > time.Minute {
+		h.toldIDs = now
+		h.opts.Logger.Warn("a tenant writes so many ids that they are forgotten before their time: a late retry may be done twice",
+			"most", h.opts.IDCount, "window", h.opts.IDs)
 	}
 }
 
 func (h *Hub) forgetEvery() time.Duration {
 	return min(max(min(h.opts.Tombstones, h.opts.IDs)/20, 50*time.Millisecond), 10*time.Minute)
 }
-
-// now is the time as the log counts it: it never goes back.
-func (h *Hub) now() int64 { return max(time.Now().UnixMilli(), h.state.at) }

@@ -76,6 +76,15 @@ func TestAWriteWhoseReplyGotLostIsAnsweredAsWhatBecameOfIt(t *testing.T) {
 		"certainly not stored": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
 			return map[int]error{0: lost}[try]
 		}, false, nil},
+		"certainly not stored, which was not known at first": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
+			return map[int]error{0: feed.ErrUnknown, 1: fmt.Errorf("asked: %w", feed.ErrNotReady), 2: fmt.Errorf("looked: %w", feed.ErrNotWritten)}[try]
+		}, false, nil},
+		"not ready": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
+			return map[int]error{0: fmt.Errorf("%w: the disk is full", feed.ErrNotReady)}[try]
+		}, false, nil},
+		"stored, and not ready when it is asked again": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
+			return map[int]error{0: feedtest.ErrStored, 1: feed.ErrNotReady, 2: feed.ErrNotReady}[try]
+		}, true, nil},
 		"fenced": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
 			return map[int]error{0: feed.ErrFenced}[try]
 		}, false, hub.ErrFailed},
@@ -116,6 +125,9 @@ func TestAWriteWhoseReplyGotLostIsAnsweredAsWhatBecameOfIt(t *testing.T) {
 					t.Fatalf("the hub says %v", err)
 				}
 				if c.hub == nil {
+					if log.Held() < 2 { // nobody else's
+						write(t, h, put("todos", "b", `{}`))
+					}
 					return
 				}
 				h.Drain(context.Background()) // is not why any more
@@ -143,9 +155,9 @@ func TestStoppingDoesNotSayThatNothingHappenedWhereThatIsNotKnown(t *testing.T) 
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		behind, err := h.Begin(hub.Everything, hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "b", `{}`)}})
-		if err != nil {
-			t.Fatal(err)
+		_, err = try(h, put("todos", "b", `{}`))
+		if refusal(t, err, hub.Unavailable).Unknown {
+			t.Errorf("the write behind it, which is not, is answered with %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -157,12 +169,54 @@ func TestStoppingDoesNotSayThatNothingHappenedWhereThatIsNotKnown(t *testing.T) 
 		if !refusal(t, err, hub.Unavailable).Unknown {
 			t.Errorf("the write that may be there is answered with %v", err)
 		}
-		_, err = behind.Wait(t.Context())
-		if refusal(t, err, hub.Unavailable).Unknown {
-			t.Errorf("the write behind it, which is not, is answered with %v", err)
-		}
 		if !errors.Is(h.Err(), hub.ErrDraining) {
 			t.Errorf("the hub says %v", h.Err())
+		}
+	})
+}
+
+// A log that is not ready, or does not answer, is no reason to hang.
+func TestWhoWritesToALogThatTakesNothingIsToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := feedtest.NewMemory()
+		var full error
+		log.OnReady = func() error { return full }
+		h := open(t, log, hub.Options{})
+		full = fmt.Errorf("%w: the disk is full, make room", feed.ErrNotReady)
+		_, err := try(h, put("todos", "a", `{}`))
+		if r := refusal(t, err, hub.Unavailable); r.Unknown || !strings.Contains(r.Detail, "make room") {
+			t.Errorf("%+v", r)
+		}
+		full = nil
+
+		asked, gate := make(chan struct{}), make(chan error)
+		log.OnAppend = func(feed.Position, []byte) error { asked <- struct{}{}; return <-gate }
+		first, err := h.Begin(hub.Everything, hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "a", `{}`)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-asked
+		waits, err := h.Begin(hub.Everything, hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "b", `{}`)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		gate <- feed.ErrUnknown
+		_, err = waits.Wait(t.Context())
+		if refusal(t, err, hub.Unavailable).Unknown || time.Since(start) > 0 {
+			t.Errorf("who waited is told %v after %v", err, time.Since(start))
+		}
+		<-asked // again, and it takes its time
+		_, err = try(h, put("todos", "c", `{}`))
+		refusal(t, err, hub.Unavailable)
+		gate <- nil
+		if _, err := first.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		log.OnAppend = nil
+		write(t, h, put("todos", "d", `{}`))
+		if got := rows(t, h, "todos"); len(got) != 2 {
+			t.Errorf("%q", got)
 		}
 	})
 }

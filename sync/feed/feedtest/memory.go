@@ -34,6 +34,12 @@ type Memory struct {
 // NewMemory returns an empty log with an epoch of its own.
 func NewMemory() *Memory { return &Memory{epoch: feed.NewEpoch()} }
 
+// Found returns a log as it might be found: with a checkpoint, and the groups from its
+// own on.
+func Found(epoch feed.Epoch, at feed.Position, checkpoint, groups [][]byte) *Memory {
+	return &Memory{epoch: epoch, groups: groups, trimmed: at - 1, checkpoint: checkpoint, at: at}
+}
+
 // Epoch is the log's epoch.
 func (m *Memory) Epoch() feed.Epoch { return m.epoch }
 

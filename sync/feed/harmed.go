@@ -1,0 +1,67 @@
+package feed
+
+import "strings"
+
+// Named is a change as far as a group that does not prove itself any more still tells.
+type Named struct {
+	Seq                     Seq // 0: not known
+	Tenant, Collection, Key string
+}
+
+// ReadHarmed names the changes that are in the bytes of a harmed group, wherever in b it
+// begins, for whoever must tell what was lost. What it says is a guess: it checks forms,
+// not sums, and ends where nothing can be read any more.
+func ReadHarmed(b []byte) (named []Named) {
+	text := string(b)
+	i := strings.Index(text, groupMagic[:3])
+	if i < 0 || len(text) < i+len(groupMagic) {
+		return nil
+	}
+	first := text[i:i+len(groupMagic)] == groupFirst
+	d := NewDecoder(text[i+len(groupMagic):])
+	d.Text()
+	d.Uint()
+	seq := Seq(d.Uint())
+	if seq > MaxSeq {
+		seq = 0
+	}
+	d.Uint()
+	if !first {
+		d.Times()
+	}
+	d.Take(len(Sum{}))
+	d.Uint()
+	d.Uint()
+	if !first {
+		for range d.Count(2) {
+			d.Text()
+			d.Uint()
+		}
+	}
+	for range d.Count(3) {
+		tenant := d.Text()
+		d.Text()
+		for range d.Count(5) {
+			d.Byte()
+			n := Named{Tenant: tenant, Collection: d.Text(), Key: d.Text()}
+			if n.Seq = seq; seq != 0 {
+				seq++
+			}
+			if CheckTenant(tenant) != nil || CheckCollection(n.Collection) != nil || CheckKey(n.Key) != nil {
+				return named
+			}
+			named = append(named, n)
+			d.Text()
+			if d.Text() != "" {
+				d.Take(len(Digest{}))
+			}
+			if !first {
+				d.Uint()
+			}
+			if d.Err() != nil {
+				return named
+			}
+		}
+	}
+	return named
+}
