@@ -225,8 +225,8 @@ func TestMissingStreamIsDamage(t *testing.T) {
 		t.Run(gone, func(t *testing.T) {
 			dir, _ := stored(t)
 			remove(t, filepath.Join(dir, gone))
-			wantDamage(t, dir, "was not restored")
-			wantDamage(t, dir, "was not restored") // and no attempt makes it anew
+			wantDamage(t, dir, "has no meta.")
+			wantDamage(t, dir, "has no meta.") // and no attempt makes it anew
 		})
 	}
 }
@@ -240,8 +240,8 @@ func TestEmptiedStreamMetaIsDamage(t *testing.T) {
 		path := filepath.Join(dir, emptied)
 		was := read(t, path)
 		write(t, path, nil)
-		wantDamage(t, dir, "was not restored")
-		wantDamage(t, dir, "was not restored")
+		wantDamage(t, dir, "has a meta.inf or meta.sum that is harmed")
+		wantDamage(t, dir, "has a meta.inf or meta.sum that is harmed")
 		write(t, path, was) // nothing was lost by trying
 		got, err := restore(open(t, dir))
 		if err != nil || *got != *c {

@@ -26,7 +26,10 @@ const (
 )
 
 // notReady is why the log takes no groups.
-type notReady struct{ why string }
+type notReady struct {
+	why    string
+	damage error // it will not be over by itself
+}
 
 func (n *notReady) Error() string { return n.why }
 
@@ -62,7 +65,7 @@ func (l *Log) room(n int64) error {
 		}
 		return nil
 	}
-	full := &notReady{fmt.Sprintf("its disk is full: %d MiB are free, and %d MiB are to be left free: make room", free>>20, keep>>20)}
+	full := &notReady{why: fmt.Sprintf("its disk is full: %d MiB are free, and %d MiB are to be left free: make room", free>>20, keep>>20)}
 	if l.space.Swap(full) == nil {
 		l.logger.Error("the log takes no writes until there is room", "free", free, "reserve", l.opts.Reserve)
 	}
@@ -110,7 +113,7 @@ func (l *Log) watch() {
 			_ = l.room(0) // kept, for Ready
 			if l.high.err() != nil {
 				if err := l.high.sync(); err != nil {
-					l.broken.Store(&notReady{"the disk fails: " + err.Error()})
+					l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
 				} else {
 					l.broken.Store(nil)
 					l.logger.Info("the disk takes writes again")
@@ -126,8 +129,12 @@ func (l *Log) mend() error {
 	began := time.Now()
 	n := l.nats.Load()
 	why := context.Cause(n.log.failing)
-	l.broken.Store(&notReady{"the disk fails: " + why.Error()})
-	l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
+	if errors.Is(why, errRewrite) {
+		l.broken.Store(&notReady{why: why.Error()})
+	} else {
+		l.broken.Store(&notReady{why: "the disk fails: " + why.Error()})
+		l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
+	}
 	n.stop()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -149,14 +156,16 @@ func (l *Log) mend() error {
 			l.logger.Info("the log takes writes again", "after", time.Since(began).Round(time.Millisecond))
 			return nil
 		case errors.Is(err, feed.ErrDamaged):
-			l.broken.Store(&notReady{err.Error()})
-			l.opts.Damaged(err)
+			l.broken.Store(&notReady{err.Error(), err})
+			if !errors.Is(why, errRewrite) { // else whoever asked for it is told
+				l.opts.Damaged(err)
+			}
 			return err
 		case time.Since(told) > 10*time.Second:
 			told = time.Now()
 			l.logger.Error("the log still can't be written", "since", began.UTC().Format(time.RFC3339), "err", err)
 		}
-		l.broken.Store(&notReady{"the disk fails: " + err.Error()})
+		l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
 		select {
 		case <-time.After(mendEvery):
 		case <-l.done:
@@ -171,6 +180,14 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 	select {
 	case <-failed.cut:
 	default:
+		if c := l.stands.Swap(nil); c != nil {
+			if err := cutBefore(l.opts.Dir, logStream, logSubject, sequence(c.at)); err != nil {
+				return err
+			}
+			if err := cutBefore(l.opts.Dir, checkpointStream, checkpointSubject, c.seq-uint64(c.count)); err != nil {
+				return err
+			}
+		}
 		if err := cutAfter(l.opts.Dir, acked); err != nil {
 			return err
 		}
@@ -193,6 +210,96 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 		return err
 	}
 	return nil
+}
+
+// errRewrite is why a server is stopped though it did not fail.
+var errRewrite = errors.New("its files are written anew")
+
+// Rewrite takes out of the files what the newest checkpoint stands for, harmed or not,
+// and returns when that is done. The server is started anew for it: writes are refused
+// meanwhile, and one that is under way fails with feed.ErrNotWritten. An error, mostly
+// *feed.Damage, says that it did not help.
+func (l *Log) Rewrite(ctx context.Context) error {
+	if err := l.enter(); err != nil {
+		return err
+	}
+	defer l.calls.Done()
+	doing := func(err error) error { return fmt.Errorf("write the files anew: %w", err) }
+	c, found, err := l.newest(ctx)
+	if err != nil || !found {
+		return doing(err)
+	}
+	was := l.nats.Load()
+	l.stands.Store(&c)
+	was.log.fail(errRewrite)
+	for {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return doing(ctx.Err())
+		case <-l.done:
+			return doing(ErrClosed)
+		}
+		now, why := l.nats.Load(), l.broken.Load()
+		switch {
+		case now != was && why == nil:
+			return nil
+		case why != nil && why.damage != nil:
+			return doing(why.damage)
+		}
+	}
+}
+
+// cutBefore takes out of a stream's files what stands before a sequence, and makes that
+// durable. No server may have them open. What is harmed from there on is *feed.Damage.
+func cutBefore(dir, stream, subject string, seq uint64) error {
+	doing := func(err error) error { return fmt.Errorf("cut the stream %s: %w", stream, err) }
+	msgs := msgsDir(dir, stream)
+	keepFile, keepAt := "", 0
+	v := &verifier{stream: stream, subject: subject}
+	v.each = func(file string, at int, s uint64, _ []byte) error {
+		if s >= seq && keepFile == "" {
+			keepFile, keepAt = file, at
+		}
+		return nil
+	}
+	v.harmed = func(h harm) error {
+		if h.before == 0 || h.before > seq {
+			return &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", stream, h.file, h.at, h.what)}
+		}
+		return nil
+	}
+	if err := v.run(context.Background(), dir); err != nil {
+		return doing(err)
+	}
+	if keepFile == "" {
+		return doing(&feed.Damage{What: fmt.Sprintf("message %d is not there", seq)})
+	}
+	blocks, err := blocksOf(msgs)
+	if err != nil {
+		return doing(err)
+	}
+	for _, block := range blocks {
+		path := filepath.Join(msgs, block.name)
+		if block.name != keepFile {
+			if err := os.Remove(path); err != nil {
+				return doing(err)
+			}
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = writeSynced(path+".new", b[keepAt:])
+		}
+		if err == nil {
+			err = os.Rename(path+".new", path)
+		}
+		if err != nil {
+			return doing(err)
+		}
+		break
+	}
+	return syncPath(msgs)
 }
 
 // probe writes, syncs and removes a file of the size of a group.

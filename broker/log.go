@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/tidemark-sync/tidemark/broker/history"
 	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -40,6 +41,10 @@ type Options struct {
 	// back, as a *feed.Damage. It is called by one goroutine, which Close waits for. nil:
 	// the logger alone is told.
 	Damaged func(error)
+
+	// History keeps what is trimmed, in the directory history; its own Dir and Logger are
+	// not looked at. nil: what is trimmed is gone.
+	History *history.Options
 
 	maxStore int64 // bytes of both streams; for tests. 0: no limit but the disk's
 }
@@ -85,18 +90,20 @@ var (
 // Log is a feed.Log on disk. Open makes one, Close ends it.
 type Log struct {
 	// Static after construction.
-	opts   Options
-	epoch  feed.Epoch
-	logger *slog.Logger
-	locked *os.File
-	marker marker
-	opened bool // Open has succeeded
-	high   *highWater
-	done   chan struct{} // closed by Close
+	opts    Options
+	epoch   feed.Epoch
+	logger  *slog.Logger
+	locked  *os.File
+	marker  marker
+	opened  bool // Open has succeeded
+	high    *highWater
+	history *history.Store // nil: none is kept
+	done    chan struct{}  // closed by Close
 
 	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
 	space    atomic.Pointer[notReady] // the disk is too full
 	broken   atomic.Pointer[notReady] // the disk fails, or has failed
+	stands   atomic.Pointer[commit]   // the checkpoint that Rewrite leaves, until it is done
 	closing  sync.Once
 	calls    sync.WaitGroup // the calls under way; added to under mu, while not closed
 	watching sync.WaitGroup // what runs while the log is open
@@ -159,6 +166,12 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		l.release()
 		return nil, fmt.Errorf("open the log in %s: %w", opts.Dir, err)
 	}
+	if opts.History != nil {
+		if l.history, err = history.Open(ctx, opts.historyOptions()); err != nil {
+			l.release()
+			return nil, err
+		}
+	}
 	l.opened = true
 	l.start()
 	return l, nil
@@ -208,14 +221,25 @@ func (l *Log) open(ctx context.Context) error {
 // begin checks the files, and starts a server on them.
 func (l *Log) begin(ctx context.Context) error {
 	dir := l.opts.Dir
+	for _, stream := range []string{logStream, checkpointStream} {
+		if what, err := verifyMeta(dir, stream); what != "" || err != nil {
+			if err == nil {
+				err = &feed.Damage{What: what}
+			}
+			return err
+		}
+	}
 	last, err := verifyStream(ctx, dir, logStream, logSubject)
+	if err == nil && last == 0 {
+		err = &feed.Damage{What: "the log is empty: not even its genesis message is there"}
+	}
 	if err != nil {
 		return err
 	}
 	if _, err := verifyStream(ctx, dir, checkpointStream, checkpointSubject); err != nil {
 		return err
 	}
-	if high := l.high.now().pos; last != 0 && position(last) < high {
+	if high := l.high.now().pos; position(last) < high {
 		return &feed.Damage{At: position(last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", high)}
 	}
 	// What a killed process wrote but had not synced is made durable before anybody can
@@ -389,6 +413,18 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if before > c.at {
 		return fmt.Errorf("trim the log before position %d: the newest checkpoint is at %d", before, c.at)
 	}
+	if l.history != nil {
+		state, err := l.state(ctx)
+		if err == nil {
+			err = l.room(int64(state.Bytes))
+		}
+		if err == nil {
+			err = l.history.Archive(ctx, archived{l}, before)
+		}
+		if err != nil {
+			return fmt.Errorf("trim the log: %w", err)
+		}
+	}
 	l.mu.Lock()
 	for r := range l.readers {
 		before = min(before, r.from)
@@ -431,9 +467,13 @@ func (l *Log) Close() error {
 		l.mu.Unlock()
 		close(l.done)
 		l.nats.Load().nc.Close() // what waits for an answer stops waiting
+		var herr error
+		if l.history != nil {
+			herr = l.history.Close() // reads of it end
+		}
 		l.watching.Wait()
 		l.calls.Wait()
-		err = l.release()
+		err = errors.Join(herr, l.release())
 	})
 	return err
 }
@@ -441,6 +481,9 @@ func (l *Log) Close() error {
 // release gives back what Open took, in the reverse order.
 func (l *Log) release() error {
 	var errs []error
+	if l.history != nil {
+		errs = append(errs, l.history.Close()) // nothing, where it is closed
+	}
 	if n := l.nats.Load(); n != nil {
 		n.stop()
 	}

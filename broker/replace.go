@@ -43,7 +43,7 @@ func Replace(ctx context.Context, opts Options, fill func(*Log) error) (aside st
 	}
 	fresh := opts
 	fresh.Dir = filepath.Join(dir, newName)
-	fresh.Relaxed, fresh.Scrub = false, -1
+	fresh.Relaxed, fresh.Scrub, fresh.History = false, -1, nil
 	if err := os.RemoveAll(fresh.Dir); err != nil { // of a Replace that was cut short
 		return "", doing(err)
 	}

@@ -166,11 +166,6 @@ func TestScrubFindsWhatIsHarmedWhileTheLogIsOpen(t *testing.T) {
 		if err := l.Scrub(t.Context()); !errors.Is(err, feed.ErrDamaged) {
 			t.Errorf("%s: %v", file, err)
 		}
-		kept, err := filepath.Glob(filepath.Join(dir, "aside/*", file))
-		if err != nil || len(kept) == 0 || string(read(t, kept[len(kept)-1])) != string(b) {
-			t.Errorf("%s was not copied aside: %q, %v", file, kept, err)
-		}
-		remove(t, filepath.Join(dir, "aside"))
 		write(t, path, was)
 	}
 	if err := l.Scrub(t.Context()); err != nil {
@@ -197,4 +192,69 @@ func TestGroupThatWasExchangedForAnotherIsDamage(t *testing.T) {
 	closeLog(t, l)
 	write(t, filepath.Join(dir, "high-water"), read(t, filepath.Join(other, "high-water")))
 	wantDamage(t, dir, "at position 6: it is not the group that was acknowledged here")
+}
+
+// What is harmed but not needed any more, because a newer checkpoint stands for it, is
+// taken out of the files, and nothing else is.
+func TestRewriteLeavesOutWhatTheCheckpointStandsFor(t *testing.T) {
+	for name, size := range map[string]int{"one file": 100, "several files": 1_000_000} {
+		t.Run(name, func(t *testing.T) {
+			dir := memoryDir(t)
+			var told error
+			l := openWith(t, broker.Options{Dir: dir, Damaged: func(err error) { told = err }})
+			c := &chain{epoch: l.Epoch()}
+			add := func(n int) {
+				for range n {
+					after := c.pos
+					if _, err := l.Append(t.Context(), after, c.next(1, size)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			add(12)
+			save(t, l, 5, []byte("an older one"))
+			blk := filepath.Join(dir, logDir, "msgs/1.blk")
+			b := read(t, blk)
+			b[len(b)/2] ^= 1
+			write(t, blk, b)
+			if err := l.Scrub(t.Context()); !errors.Is(err, feed.ErrDamaged) {
+				t.Fatal(err)
+			}
+			save(t, l, 12, c.state())
+			if err := l.Rewrite(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Scrub(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			add(3)
+			if got, err := restore(l); err != nil || *got != *c {
+				t.Fatal(got, err)
+			}
+			closeLog(t, l)
+			l = open(t, dir)
+			if got, err := restore(l); err != nil || *got != *c || told != nil {
+				t.Fatal(got, err, told)
+			}
+		})
+	}
+}
+
+func TestRewriteSaysWhatItCannotMend(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	c := fill(t, l, 12)
+	save(t, l, 5, c.state())
+	blk := filepath.Join(dir, logDir, "msgs/1.blk")
+	b := read(t, blk)
+	b[len(b)-300] ^= 1 // in a group that no checkpoint stands for
+	write(t, blk, b)
+	if err := l.Rewrite(t.Context()); !errors.Is(err, feed.ErrDamaged) {
+		t.Fatal(err)
+	}
+	if _, err := l.Append(t.Context(), c.pos, nil); !errors.Is(err, feed.ErrNotReady) {
+		t.Fatal(err)
+	}
+	closeLog(t, l)
+	wantDamage(t, dir, "a record is harmed")
 }

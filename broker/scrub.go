@@ -36,7 +36,14 @@ func (l *Log) scrub() {
 			l.logger.Info("all files are as they were written", "took", time.Since(began).Round(time.Millisecond))
 		case errors.Is(err, feed.ErrDamaged):
 			l.logger.Error("the files of the log are damaged", "err", err)
-			l.opts.Damaged(err)
+			if at, cerr := l.copyAside(); cerr != nil {
+				l.logger.Error("the damaged files could not be copied aside", "err", cerr)
+			} else {
+				l.logger.Info("the damaged files were copied aside", "to", at)
+			}
+			if l.opts.Damaged(err); errors.Is(l.Scrub(ctx), feed.ErrDamaged) {
+				return // it was told, once
+			}
 		case ctx.Err() == nil:
 			l.logger.Warn("the files of the log could not be checked", "err", err)
 		}
@@ -49,8 +56,8 @@ const scrubRate = 16 << 20
 
 // Scrub reads the files of log, checkpoints and mark from the disk, up to what was
 // acknowledged when it was called, and checks all that Open checks of them and of the
-// groups' own chain. What it finds is *feed.Damage; the files concerned are copied aside
-// first. Anything else says that it could not look. It may be called while everything else goes on.
+// groups' own chain. What it finds is *feed.Damage. Anything else says that it could not
+// look. It may be called while everything else goes on.
 func (l *Log) Scrub(ctx context.Context) error {
 	if err := l.enter(); err != nil {
 		return err
@@ -68,12 +75,7 @@ func (l *Log) Scrub(ctx context.Context) error {
 		l.mu.Lock()
 		same := l.trims == trims
 		l.mu.Unlock()
-		if same && l.Ready() == nil {
-			if at, cerr := l.copyAside(); cerr != nil {
-				l.logger.Error("the damaged files could not be copied aside", "err", cerr)
-			} else {
-				l.logger.Info("the damaged files were copied aside", "to", at)
-			}
+		if same && l.broken.Load() == nil {
 			return err
 		}
 	}

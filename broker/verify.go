@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -84,6 +85,34 @@ func verifyStream(ctx context.Context, dir, stream, subject string) (last uint64
 	v := &verifier{stream: stream, subject: subject}
 	err = v.run(ctx, dir)
 	return v.last, err
+}
+
+// verifyMeta tells what is wrong with what says that a stream is there: the server would
+// leave such a stream out.
+func verifyMeta(dir, stream string) (what string, err error) {
+	read := func(name string) (b []byte) {
+		if err == nil && what == "" {
+			b, err = os.ReadFile(filepath.Join(filepath.Dir(msgsDir(dir, stream)), name))
+			if errors.Is(err, fs.ErrNotExist) {
+				what, err = fmt.Sprintf("the stream %s has no %s", stream, name), nil
+			}
+		}
+		return b
+	}
+	meta, sum := read("meta.inf"), read("meta.sum")
+	if what != "" || err != nil {
+		return what, err
+	}
+	key := sha256.Sum256([]byte(stream))
+	hash, err := highwayhash.NewDigest64(key[:])
+	if err != nil {
+		return "", err
+	}
+	hash.Write(meta)
+	if string(sum) != hex.EncodeToString(hash.Sum(nil)) {
+		return fmt.Sprintf("the stream %s has a meta.inf or meta.sum that is harmed", stream), nil
+	}
+	return "", nil
 }
 
 // msgsDir is where a stream's blocks are.

@@ -1,0 +1,103 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/tidemark-sync/tidemark/broker/history"
+	"github.com/tidemark-sync/tidemark/sync/feed"
+)
+
+// historyName is the directory of what was trimmed.
+const historyName = "history"
+
+// archived is the log as its history reads it.
+type archived struct{ *Log }
+
+var _ history.Log = archived{}
+
+// Bounds are the oldest and the newest group of the log.
+func (l archived) Bounds(ctx context.Context) (oldest, newest feed.Position, err error) {
+	state, err := l.state(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(1, l.floor, position(state.FirstSeq)), position(state.LastSeq), nil
+}
+
+// Get reads one group.
+func (l archived) Get(ctx context.Context, p feed.Position) ([]byte, error) {
+	b, err := l.get(ctx, logStream, sequence(p))
+	if errors.Is(err, errMissing) {
+		return nil, &feed.Damage{At: p, What: "it is missing"}
+	}
+	return b, err
+}
+
+// History reads what was trimmed and then what the log still holds; see the history's
+// own method. feed.ErrNoHistory: none is kept.
+func (l *Log) History(ctx context.Context, r feed.HistoryRange, fn func(feed.HistoryStep) error) (begins feed.Seq, err error) {
+	if err := l.enter(); err != nil {
+		return 0, err
+	}
+	defer l.calls.Done()
+	if l.history == nil {
+		return 0, feed.ErrNoHistory
+	}
+	return l.history.History(ctx, archived{l}, r, fn)
+}
+
+// Archive adds to the history in dir what is left of a log, up to a position: before
+// the log is replaced by another. It does nothing where no history is kept.
+func (r *Remains) Archive(ctx context.Context, opts Options, upTo feed.Position) error {
+	if opts.History == nil {
+		return nil
+	}
+	h := opts.historyOptions()
+	store, err := history.Open(ctx, h)
+	if err != nil {
+		return err
+	}
+	epoch, last := store.Last()
+	err = r.Read(ctx, func(p feed.Position, b []byte) error {
+		if p > upTo || epoch == r.Epoch && p <= last {
+			return nil
+		}
+		if err := store.Add(p, b); err != nil {
+			opts.Logger.Warn("a group of the log that is replaced is not in the history", "position", p, "err", err)
+		}
+		return nil
+	})
+	if err == nil {
+		err = store.Sync()
+	}
+	return errors.Join(err, store.Close())
+}
+
+// historyOptions are those of the store's own history.
+func (o *Options) historyOptions() history.Options {
+	h := *o.History
+	h.Dir, h.Logger = filepath.Join(o.Dir, historyName), o.Logger
+	return h
+}
+
+// VerifyHistory reads all of the history in dir and tells what is wrong with it; nothing
+// where there is none.
+func VerifyHistory(ctx context.Context, dir string) (found []string, err error) {
+	store, err := history.Open(ctx, history.Options{Dir: filepath.Join(dir, historyName), ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.Verify(ctx)
+	for _, f := range all {
+		found = append(found, f.String())
+	}
+	return found, errors.Join(err, store.Close())
+}
