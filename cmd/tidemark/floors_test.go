@@ -24,7 +24,7 @@ var floors = map[string][]string{
 		"github.com/go-json-experiment/json", "golang.org/x/sys"},
 	"transport/follow": {"sync/feed", "github.com/coder/websocket"},
 	"clientjs":         {},
-	"cmd/tidemark": {"sync/fault", "sync/feed", "sync/hub", "broker", "transport", "transport/follow", "clientjs",
+	"cmd/tidemark": {"sync/fault", "sync/feed", "sync/hub", "broker", "broker/history", "transport", "transport/follow", "clientjs",
 		"github.com/alecthomas/kong", "github.com/alecthomas/units", "golang.org/x/sys", "golang.org/x/term", "gopkg.in/yaml.v3"},
 	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
 	"cmd/faults/oracle": {},

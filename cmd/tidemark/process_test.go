@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -152,6 +153,16 @@ func (p *process) ready(ctx context.Context, addr string) error {
 		case <-ctx.Done():
 			return fmt.Errorf("the server does not get ready: %w\n%s", ctx.Err(), p.out)
 		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// waitFor waits until the process has printed something.
+func waitFor(t testing.TB, p *process, text string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !strings.Contains(p.out.String(), text); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it never says %q:\n%s", text, p.out)
 		}
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/broker/history"
+	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport"
 )
@@ -31,7 +33,14 @@ type Config struct {
 	Body       int64         // bytes of a request's body; 0: 1 MiB
 	Tombstones time.Duration // how long removes are remembered; 0: 7 days
 	IDs        time.Duration // how long ids are remembered; 0: 1 h
+	IDsMost    int           // how many ids of one tenant are remembered; 0: 1,000,000
 	PollCache  string        // Cache-Control of long-poll answers that may be cached
+
+	Relaxed    bool             // acknowledge before it is durable
+	Reserve    int64            // free bytes of the disk below which writes are refused; 0: 64 MiB
+	Scrub      time.Duration    // how often all files are checked; 0: 6 h
+	AcceptLoss bool             // go on with what can be read of a damaged store
+	History    *history.Options // how much history is kept; nil: none
 
 	Pages  func(*transport.Server)      // mounts pages
 	Ready  func(url string, h *hub.Hub) // called once it serves
@@ -56,7 +65,8 @@ func (c *Config) validate() error {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("--tls-cert and --tls-key go together")
 	}
-	for name, n := range map[string]int64{"memory": c.Memory, "log-size": c.Log, "max-body": c.Body, "tombstones": int64(c.Tombstones), "ids": int64(c.IDs)} {
+	for name, n := range map[string]int64{"memory": c.Memory, "log-size": c.Log, "max-body": c.Body, "tombstones": int64(c.Tombstones), "ids": int64(c.IDs),
+		"ids-most": int64(c.IDsMost), "disk-reserve": c.Reserve, "scrub": int64(c.Scrub)} {
 		if n < 0 {
 			return fmt.Errorf("--%s must not be negative", name)
 		}
@@ -90,9 +100,13 @@ func run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
+	remark := ""
+	if c.Relaxed {
+		remark = "durability is relaxed: a crash may take back what was acknowledged in the last second or so"
+	}
 	front := transport.New(transport.Options{
 		Authorizer: transport.Loopback{}, Version: version(), NetworkKey: secret,
-		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger,
+		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger, Remark: remark,
 	})
 	if c.Pages != nil {
 		c.Pages(front)
@@ -127,19 +141,34 @@ func run(ctx context.Context, c Config) (err error) {
 
 	front.NotReady("reading the log")
 	started := time.Now()
-	log, err := broker.Open(ctx, broker.Options{Dir: c.Data, Logger: c.Logger})
+	if c.Relaxed {
+		c.Logger.Warn("durability is relaxed: what is acknowledged is durable about a second later, and a crash may take it back")
+	}
+	if fault.Built {
+		c.Logger.Warn("this build can be told to fail, and is for tests only")
+	}
+	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1), done: make(chan struct{})}
+	log, h, err := openStore(ctx, c, broker.Options{
+		Dir: c.Data, Relaxed: c.Relaxed, Reserve: c.Reserve, Scrub: c.Scrub, Damaged: k.damaged, History: c.History, Logger: c.Logger,
+	}, hub.Options{
+		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Clock: bootClock(), Logger: c.Logger,
+	})
 	if err != nil {
 		return fmt.Errorf("open the log in %s: %w", c.Data, err)
 	}
 	defer func() {
+		close(k.done)
 		if cerr := log.Close(); cerr != nil {
 			err = errors.Join(err, fmt.Errorf("close the log: %w", cerr))
 		}
 	}()
-	h, err := hub.Open(ctx, log, hub.Options{Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, Logger: c.Logger})
+	k.log = log
+	k.hub <- h
+	stopAdmin, err := serveAdmin(c.Data, h, c.Logger)
 	if err != nil {
-		return err
+		return errors.Join(err, h.Drain(ctx))
 	}
+	defer stopAdmin()
 	front.Serve(h)
 	stats := h.Stats()
 	c.Logger.Info("serving", "url", scheme+"://"+l.Addr().String(), "epoch", h.Epoch(), "rows", stats.Rows, "seq", stats.Head,

@@ -14,20 +14,27 @@ import (
 
 // ServerFlags are those of dev and serve alike.
 type ServerFlags struct {
-	Memory     units.Base2Bytes `placeholder:"SIZE" help:"How much rows, tombstones and remembered ids may hold; writes beyond it are refused. Default: half of what the process may use."`
-	LogSize    units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"How much log is kept at least before a checkpoint replaces it. Default: ${default}."`
-	MaxBody    units.Base2Bytes `default:"1MiB" placeholder:"SIZE" help:"The most that one request may send. Default: ${default}."`
-	Tombstones time.Duration    `default:"168h" placeholder:"TIME" help:"How long a remove is remembered; who was away longer gets every row anew. Default: ${default}."`
-	IDs        time.Duration    `name:"ids" default:"1h" placeholder:"TIME" help:"How long the id of a change is remembered: for so long a write may be sent again. Default: ${default}."`
-	PollCache  string           `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
-	TLSCert    string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
-	TLSKey     string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
-	LogLevel   slog.Level       `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
+	Memory         units.Base2Bytes `placeholder:"SIZE" help:"How much rows, tombstones and remembered ids may hold; writes beyond it are refused. Default: half of what the process may use."`
+	LogSize        units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"How much log is kept at least before a checkpoint replaces it. Default: ${default}."`
+	MaxBody        units.Base2Bytes `default:"1MiB" placeholder:"SIZE" help:"The most that one request may send. Default: ${default}."`
+	Tombstones     time.Duration    `default:"168h" placeholder:"TIME" help:"How long a remove is remembered; who was away longer gets every row anew. Default: ${default}."`
+	IDs            time.Duration    `name:"ids" default:"1h" placeholder:"TIME" help:"How long the id of a change is remembered: for so long a write may be sent again. Default: ${default}."`
+	IDsMost        int              `name:"ids-most" default:"1000000" placeholder:"N" help:"How many ids of one tenant are remembered at most, should they come faster. Default: ${default}."`
+	Durability     string           `default:"durable" enum:"durable,relaxed" placeholder:"HOW" help:"durable: what is acknowledged was made durable first. relaxed: it is about a second later; a crash may take the last back, and then every client starts anew. Default: ${default}."`
+	DiskReserve    units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"Free space on the disk below which writes are refused. Default: ${default}."`
+	Scrub          time.Duration    `default:"6h" placeholder:"TIME" help:"How often all files are checked while the server runs. Default: ${default}."`
+	AcceptDataLoss bool             `help:"If the data directory is damaged, go on with what can be read, under a new epoch. What is damaged is kept in DIR/aside."`
+	History        History          `default:"off" placeholder:"HOW" help:"How long every change is kept for GET /v1/{tenant}/history: off, forever, a time (720h, 90d), a size on disk (10GiB), or both (90d,10GiB: whichever is less). Default: ${default}."`
+	PollCache      string           `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
+	TLSCert        string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
+	TLSKey         string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
+	LogLevel       slog.Level       `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
 }
 
 // Validate is called by kong: a limit of 0 never means that there is none.
 func (f *ServerFlags) Validate() error {
-	for name, n := range map[string]int64{"log-size": int64(f.LogSize), "max-body": int64(f.MaxBody), "tombstones": int64(f.Tombstones), "ids": int64(f.IDs)} {
+	for name, n := range map[string]int64{"log-size": int64(f.LogSize), "max-body": int64(f.MaxBody), "tombstones": int64(f.Tombstones), "ids": int64(f.IDs),
+		"ids-most": int64(f.IDsMost), "disk-reserve": int64(f.DiskReserve), "scrub": int64(f.Scrub)} {
 		if n <= 0 {
 			return fmt.Errorf("--%s must be above 0", name)
 		}
@@ -42,8 +49,10 @@ func (f *ServerFlags) config(listen, data string, std stdio) Config {
 	return Config{
 		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
 		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),
-		Tombstones: f.Tombstones, IDs: f.IDs, PollCache: f.PollCache,
-		Logger: slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: f.LogLevel})),
+		Tombstones: f.Tombstones, IDs: f.IDs, IDsMost: f.IDsMost, PollCache: f.PollCache,
+		Relaxed: f.Durability == "relaxed", Reserve: int64(f.DiskReserve), Scrub: f.Scrub, AcceptLoss: f.AcceptDataLoss,
+		History: f.History.options,
+		Logger:  slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: f.LogLevel})),
 	}
 }
 

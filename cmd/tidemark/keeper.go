@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// keeper acts on what is found wrong with the files while the server runs.
+type keeper struct {
+	logger *slog.Logger
+	done   chan struct{} // closed when the server stops
+	hub    chan *hub.Hub // room for one: given once the log is read back
+	log    *broker.Log   // set before hub is given
+}
+
+// damaged is told of damage, by one of the log's own goroutines. The rows in memory are
+// whole: written down anew, they take the place of the files that are damaged. Where that
+// does not help, the server serves no more.
+func (k *keeper) damaged(err error) {
+	var h *hub.Hub
+	select {
+	case h = <-k.hub:
+		k.hub <- h
+	case <-k.done:
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-k.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	healed := h.Checkpoint(ctx)
+	if healed == nil {
+		healed = k.log.Rewrite(ctx)
+	}
+	if healed == nil {
+		healed = k.log.Scrub(ctx)
+	}
+	if ctx.Err() != nil {
+		return // it stops; the next start finds it
+	}
+	if healed == nil {
+		k.logger.Warn("the damaged files were replaced by what is in memory: nothing is lost", "damage", err)
+		return
+	}
+	k.logger.Error("the damage could not be mended: the server serves no more", "damage", err, "err", healed)
+	if ferr := h.Fail(ctx, err); ferr != nil {
+		k.logger.Error("stop serving", "err", ferr)
+	}
+}
