@@ -51,6 +51,9 @@ func (l *Log) Ready() error {
 // must be free, so that it lasts.
 func (l *Log) room(n int64) error {
 	if n := l.broken.Load(); n != nil {
+		if n.damage != nil {
+			return n.damage // it is not over some time
+		}
 		return n
 	}
 	was := l.space.Load()

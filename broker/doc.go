@@ -6,9 +6,13 @@
 // A store is a directory of one log:
 //
 //	LOCK            held (flock) while the store is open: one process at a time
-//	tidemark.json   the marker: format, epoch, when it was made
-//	high-water      the newest position that was acknowledged, two slots of 16 bytes
+//	tidemark.json   the marker: format, epoch, when it was made, whether it is relaxed and open
+//	high-water      the newest group that was acknowledged, two slots of 32 bytes
 //	nats/           JetStream's own files: the streams LOG and CHECKPOINT
+//	history/        what was trimmed, where it is kept; see broker/history
+//	aside/          what was damaged, and replaced or mended; nobody reads it but Inspect
+//	new/            a log that is about to replace this one
+//	probe           written and removed to see whether a disk that failed takes bytes again
 //
 // One group is one message of LOG, one fsync, and one position: position p is the
 // stream's sequence p+1. Sequence 1 is the genesis message, which bears the epoch, so
@@ -36,29 +40,43 @@
 // JetStream by itself skips records that it can't read, or cuts its last file at the
 // first of them and uses their numbers again, without an error. So the broker checks.
 //
-// Before the server touches the files, each record in them: its hash, its lengths, its
-// number. A harmed record is damage, also the last one, unless it looks like a write
-// that a crash cut short. (This rests on the file format of nats-server 2.15, which
-// verify.go describes; the tests flip bits in every file to keep it so.) Then, that
-// the log reaches up to the newest checkpoint and to the high-water mark, and back to
-// the genesis message or to the checkpoint; that streams, genesis message, checkpoint
-// and mark are of the marker's epoch; that the streams are configured as Open makes
-// them. In Read, that no position is left out; in LoadCheckpoint, that the parts are
-// those that were committed. What a group says inside (its checksum, its chain) is for
-// whoever decodes it.
+// Before the server touches the files: what says that the streams are there; each record
+// in them, its hash, its lengths, its number. A harmed record is damage, also the last
+// one, unless it looks like a write that a crash cut short. (This rests on the file format
+// of nats-server 2.15, which verify.go describes; the tests flip bits in every file to
+// keep it so.) That the log reaches up to the high-water mark and has there the group
+// that was acknowledged. Then, that it reaches up to the newest checkpoint, and back to
+// the genesis message or to the checkpoint; that streams, genesis message, checkpoint and
+// mark are of the marker's epoch; that the streams are configured as Open makes them. In
+// Read, that no position is left out; in LoadCheckpoint, that the parts are those that
+// were committed. What a group says inside (its checksum, its chain) is for whoever
+// decodes it. While the log is open, Scrub reads all of it again, from the disk, slowly.
 //
-// The high-water mark is written after each acknowledgement, but synced only with a
-// checkpoint and by Close. It is exact after a clean stop, and after the process was
-// killed. After a power cut or a crash of the system it may be as old as the kernel's
-// write-back (30 seconds on Linux by default) or the newest checkpoint. Three things
-// are not noticed:
+// The high-water mark is written before an append is acknowledged, and synced beside the
+// appends that follow, at most 10 ms and one sync later: a mark of its own that is synced
+// first would double what a write costs. It is exact after a clean stop, and after the
+// process was killed. After a power cut it may lack what was acknowledged in those last
+// milliseconds. Three things are not noticed:
 //
-//   - Such a crash, and the disk or the file system lost groups at the end, newer than
-//     the mark, that it said were durable, and cut the file exactly between two
-//     records, or removed the newest files whole.
-//   - Such a crash, and the last record, newer than the mark, is harmed so that it looks
+//   - A power cut, and the disk lost groups of those milliseconds that it said were
+//     durable, and cut the file exactly between two records, or removed the newest files
+//     whole.
+//   - A power cut, and the last record, of those milliseconds, is harmed so that it looks
 //     cut short: a sector of it is zeros, or the file ends within it.
 //   - The whole directory is replaced by an older copy of itself.
+//
+// # Relaxed
+//
+// A relaxed log acknowledges what the system holds in memory, and syncs once a second. Its
+// marker says so while it is open. One that was not closed is never opened again: what
+// is there is read by Inspect, up to the first group that is missing, and made into a new
+// log, with another epoch, by Replace. Checkpoints of it are durable before what they
+// stand for is trimmed.
+//
+// # A disk that is full, or fails
+//
+// Below a reserve of free space nothing is written. A write that fails nonetheless stops
+// the NATS server for good; disk.go says how the log gets over that by itself.
 //
 // # Concurrency
 //

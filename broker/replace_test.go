@@ -252,8 +252,8 @@ func TestRewriteSaysWhatItCannotMend(t *testing.T) {
 	if err := l.Rewrite(t.Context()); !errors.Is(err, feed.ErrDamaged) {
 		t.Fatal(err)
 	}
-	if _, err := l.Append(t.Context(), c.pos, nil); !errors.Is(err, feed.ErrNotReady) {
-		t.Fatal(err)
+	if _, err := l.Append(t.Context(), c.pos, nil); !errors.Is(err, feed.ErrDamaged) || !errors.Is(l.Ready(), feed.ErrNotReady) {
+		t.Fatal(err, l.Ready())
 	}
 	closeLog(t, l)
 	wantDamage(t, dir, "a record is harmed")

@@ -30,6 +30,7 @@ type Log interface {
 	// same bytes at the same place again settles it.
 	// ErrNotWritten: it is certainly not there and never will be, also where the answer
 	// before was ErrUnknown.
+	// ErrDamaged: the log can't be written any more, and will not be by itself.
 	// Any other error: this call wrote nothing, and a later Append may succeed. After
 	// ErrUnknown it says nothing of the calls before.
 	Append(ctx context.Context, after Position, group []byte) (Position, error)

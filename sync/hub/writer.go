@@ -445,6 +445,12 @@ func (h *Hub) append(group []byte) error {
 		case errors.Is(err, feed.ErrFenced):
 			h.fail(err)
 			return err
+		case errors.Is(err, feed.ErrDamaged):
+			h.fail(err)
+			if unknown {
+				err = fmt.Errorf("%w: %w", feed.ErrUnknown, err)
+			}
+			return err
 		case errors.Is(err, feed.ErrUnknown):
 			unknown = true
 			h.unsettled.Store(true)

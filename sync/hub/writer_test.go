@@ -94,6 +94,9 @@ func TestAWriteWhoseReplyGotLostIsAnsweredAsWhatBecameOfIt(t *testing.T) {
 			}
 			return map[int]error{0: feed.ErrUnknown}[try]
 		}, false, hub.ErrFailed},
+		"damaged": {func(_ *feedtest.Memory, try int, _ feed.Position, _ []byte) error {
+			return map[int]error{0: &feed.Damage{What: "boom"}}[try]
+		}, false, hub.ErrFailed},
 		"stored, and somebody else wrote after it": {func(log *feedtest.Memory, try int, after feed.Position, _ []byte) error {
 			if try == 1 {
 				log.Harm(func(groups [][]byte) [][]byte { return append(groups, []byte("theirs")) })
