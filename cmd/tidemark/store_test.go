@@ -455,3 +455,74 @@ func get(t testing.TB, url string) string {
 	}
 	return string(b)
 }
+
+// A store that the release before made, stopped in order or killed, is served on: the same
+// epoch, rows, ids and cursors.
+func TestStoreOfTheReleaseBeforeIsServedOn(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("tar", "-xzf", "testdata/store-v1.tar.gz", "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "rows.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Split(strings.TrimSpace(string(text)), "\n") // the last cursor, then collections with their rows
+	for _, name := range []string{"store", "killed"} {
+		data := filepath.Join(dir, name)
+		if code, out := tidemark(t, "verify", "--data", data); code != 0 || !strings.Contains(out, "format 1") {
+			t.Fatalf("%s: exit code %d:\n%s", name, code, out)
+		}
+		addr := freePort(t)
+		url := "http://" + addr
+		server := serve(t, addr, data)
+		for _, line := range want[1:] {
+			collection, rows, _ := strings.Cut(line, " ")
+			if got := strings.TrimSpace(get(t, url+"/v1/acme/rows/"+collection)); got != rows {
+				t.Errorf("%s: %s is\n%s\nwant\n%s", name, collection, got, rows)
+			}
+		}
+		if feed := get(t, url+"/v1/acme/feed?c=todos&wait=0&cursor="+want[0]); strings.Contains(feed, "reset") || !strings.Contains(feed, `"cursor":"`+want[0]+`"`) {
+			t.Errorf("%s: the last cursor gives %s", name, feed)
+		}
+		statuses, err := post(t.Context(), url, []map[string]any{{"id": "id-253", "collection": "todos", "op": "remove", "key": "key-13"}})
+		if err != nil || statuses[0] != "duplicate" {
+			t.Errorf("%s: an id from before is %q, %v", name, statuses, err)
+		}
+		if _, err := post(t.Context(), url, []map[string]any{{"id": "new", "collection": "todos", "op": "put", "key": "new", "value": map[string]int{"n": 1}}}); err != nil {
+			t.Error(err)
+		}
+		server.kill()
+		if code, out := tidemark(t, "verify", "--data", data); code != 0 || !strings.Contains(out, "format 2") {
+			t.Errorf("%s: exit code %d:\n%s", name, code, out)
+		}
+		server = serve(t, addr, data)
+		if got := get(t, url+"/v1/acme/rows/todos?key=new"); !strings.Contains(got, `"seq":299`) {
+			t.Errorf("%s: what was written since is %s", name, got)
+		}
+		server.stop(t)
+	}
+}
+
+// A store that a newer program made is refused with a word that helps, and not touched.
+func TestStoreOfANewerReleaseIsRefused(t *testing.T) {
+	data, _ := stored(t, false)
+	marker := filepath.Join(data, "tidemark.json")
+	b, err := os.ReadFile(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(marker, bytes.Replace(b, []byte(`"format":2`), []byte(`"format":3`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, data)
+	for _, args := range [][]string{{"serve", "--listen", freePort(t), "--data", data}, {"serve", "--accept-data-loss", "--listen", freePort(t), "--data", data},
+		{"verify", "--data", data}, {"backup", "--data", data, filepath.Join(t.TempDir(), "b")}} {
+		if code, out := tidemark(t, args...); code != 1 || !strings.Contains(out, "use a newer one") {
+			t.Errorf("%s: exit code %d:\n%s", args[0], code, out)
+		}
+	}
+	if after := listing(t, data); after != before {
+		t.Errorf("files were changed:\n%s\nbefore:\n%s", after, before)
+	}
+}
