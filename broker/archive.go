@@ -95,7 +95,7 @@ func VerifyHistory(ctx context.Context, dir string) (found []string, err error) 
 	if err != nil {
 		return nil, err
 	}
-	all, err := store.Verify(ctx)
+	all, err := store.Verify(ctx, nil)
 	for _, f := range all {
 		found = append(found, f.String())
 	}

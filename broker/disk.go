@@ -139,17 +139,8 @@ func (l *Log) mend() error {
 		l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
 	}
 	n.stop()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := l.context()
 	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-l.done:
-			cancel()
-		case <-stop:
-		}
-	}()
 	told := time.Now()
 	for {
 		err := l.mended(ctx, n)

@@ -508,6 +508,19 @@ func (l *Log) settleRelaxed() error {
 	return writeMarker(l.opts.Dir, l.marker)
 }
 
+// context ends when the log is closed, or by the function that it returns.
+func (l *Log) context() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		select {
+		case <-l.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // enter counts a call in, so that Close waits for it.
 func (l *Log) enter() error {
 	l.mu.Lock()

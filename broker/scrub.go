@@ -8,12 +8,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/broker/history"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
 // scrub reads all files of the store over and over, slowly, from the disk.
 func (l *Log) scrub() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := l.context()
 	defer cancel()
 	wait := time.NewTimer(l.opts.Scrub)
 	defer wait.Stop()
@@ -24,13 +25,6 @@ func (l *Log) scrub() {
 		case <-wait.C:
 		}
 		began := time.Now()
-		go func() { // ends with ctx, at the latest with the scrub
-			select {
-			case <-l.done:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
 		switch err := l.Scrub(ctx); {
 		case err == nil:
 			l.logger.Info("all files are as they were written", "took", time.Since(began).Round(time.Millisecond))
@@ -47,6 +41,7 @@ func (l *Log) scrub() {
 		case ctx.Err() == nil:
 			l.logger.Warn("the files of the log could not be checked", "err", err)
 		}
+		l.scrubHistory(ctx)
 		wait.Reset(l.opts.Scrub)
 	}
 }
@@ -116,16 +111,7 @@ func (l *Log) scrubbed(ctx context.Context) error {
 				}
 				prev, chained = sum, true
 			}
-			pause := time.Duration(read)*time.Second/scrubRate - time.Since(began)
-			if pause < 10*time.Millisecond {
-				return nil
-			}
-			select {
-			case <-time.After(pause):
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			return curb(ctx, began, int64(read))
 		}
 		if err := v.run(ctx, l.opts.Dir); err != nil {
 			return err
@@ -135,6 +121,39 @@ func (l *Log) scrubbed(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// curb waits as long as reading n bytes since a moment takes at the scrub's rate.
+func curb(ctx context.Context, began time.Time, n int64) error {
+	pause := time.Duration(n)*time.Second/scrubRate - time.Since(began)
+	if pause < 10*time.Millisecond {
+		return nil
+	}
+	select {
+	case <-time.After(pause):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// scrubHistory reads the history as Scrub reads the log, and tells what is wrong with it.
+// Rows and feeds do not need it: it is no reason to stop.
+func (l *Log) scrubHistory(ctx context.Context) {
+	if l.history == nil {
+		return
+	}
+	began, read := time.Now(), int64(0)
+	found, err := l.history.Verify(ctx, func(n int64) error {
+		read += n
+		return curb(ctx, began, read)
+	})
+	for _, f := range found {
+		l.logger.Error("the history is damaged; rows and feeds are not", "what", f.String())
+	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, history.ErrClosed) {
+		l.logger.Warn("the history could not be checked", "err", err)
+	}
 }
 
 // copyAside copies all files of the log, as they are, to a directory of aside.

@@ -233,7 +233,7 @@ func check(t testing.TB, s *history.Store, l *log, r feed.HistoryRange, steps in
 
 func verified(t testing.TB, s *history.Store) {
 	t.Helper()
-	found, err := s.Verify(t.Context())
+	found, err := s.Verify(t.Context(), nil)
 	if err != nil || len(found) > 0 {
 		t.Fatalf("a history that is well: %v, %v", found, err)
 	}
@@ -340,7 +340,7 @@ func TestPagesAreExactlyWhatWasWritten(t *testing.T) {
 				if want := want(l, r); !slices.Equal(got, want) {
 					t.Fatalf("%+v gives %v instead of %v", r, got, want)
 				}
-				if found, err := s.Verify(context.Background()); err != nil || len(found) > 0 {
+				if found, err := s.Verify(context.Background(), nil); err != nil || len(found) > 0 {
 					t.Fatalf("a history that is well: %v, %v", found, err)
 				}
 			},
@@ -666,7 +666,7 @@ func TestHarmIsNeverSkippedInSilence(t *testing.T) {
 				t.Fatalf("%s, byte %d: %d changes, %v", file, i, len(got), err)
 			}
 			if i%7 == 0 {
-				if found, err := s.Verify(t.Context()); err != nil || len(found) == 0 {
+				if found, err := s.Verify(t.Context(), nil); err != nil || len(found) == 0 {
 					t.Fatalf("%s, byte %d is harmed, and Verify finds %v, %v", file, i, found, err)
 				}
 			}
@@ -704,7 +704,7 @@ func TestASegmentThatIsMissingIsMissedByWhoWantsItAlone(t *testing.T) {
 		if d.First > 1 {
 			check(t, s, l, feed.HistoryRange{Tenant: "acme", To: d.First - 1}, 0)
 		}
-		if found, err := s.Verify(t.Context()); err != nil || len(found) == 0 {
+		if found, err := s.Verify(t.Context(), nil); err != nil || len(found) == 0 {
 			t.Errorf("segment %d: %v, %v", i, found, err)
 		}
 		// And it is kept on.

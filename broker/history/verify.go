@@ -33,9 +33,10 @@ func (f Finding) String() string {
 
 // Verify reads all that was durable when it was called: each group, whether it follows
 // from the one before it, whether a segment's footer says what its groups do, and
-// whether a segment is missing. It takes as long as reading all of it. The error is why
-// it could not.
-func (s *Store) Verify(ctx context.Context) ([]Finding, error) {
+// whether a segment is missing. It takes as long as reading all of it. pace is called
+// after each segment with its size in bytes, and may take its time; what it returns ends
+// the reading. nil: there is no hurry to curb. The error is why it could not.
+func (s *Store) Verify(ctx context.Context, pace func(bytes int64) error) ([]Finding, error) {
 	v, err := s.beginRead()
 	if err != nil {
 		return nil, err
@@ -48,7 +49,13 @@ func (s *Store) Verify(ctx context.Context) ([]Finding, error) {
 			x.find("", 0, 1, 0, "segments %d to %d are missing", number, seg.number-1)
 		}
 		number = seg.number + 1
-		if err := x.segment(i, seg); err != nil {
+		err := x.segment(i, seg)
+		if n, serr := s.size(seg); err == nil && pace != nil {
+			if err = serr; err == nil {
+				err = pace(n)
+			}
+		}
+		if err != nil {
 			return x.found, fmt.Errorf("verify the history: %w", err)
 		}
 	}
