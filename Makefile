@@ -75,6 +75,25 @@ bench: ## run the benchmarks
 chaos: build ## kill, cut and restart for long (ROUNDS=50)
 	TIDEMARK_ROUNDS=$(ROUNDS) go test -race -count=1 -timeout 60m -run 'Kill|MainJob' -v ./broker ./cmd/tidemark
 
+# How often `make faults` does what; SEED=0 takes a new one.
+KILLS ?= 500
+CUTS ?= 100
+DAMAGES ?= 400
+ILLS ?= 45
+JUMPS ?= 100
+RETRIES ?= 100
+SEED ?= 0
+FAULTS_REPORT := bin/faults-report.txt
+
+.PHONY: faults
+faults: ## break the server on purpose, for long, and look what it lost (as root)
+	@mkdir -p $(dir $(FAULTS_REPORT)); rm -f $(FAULTS_REPORT)
+	@status=0; \
+	go test -race -count=1 -timeout 6h ./cmd/faults/oracle && \
+	go test -race -count=1 -timeout 6h -v ./cmd/faults -seed $(SEED) -report $(abspath $(FAULTS_REPORT)) \
+		-rounds.kill $(KILLS) -rounds.power $(CUTS) -rounds.damage $(DAMAGES) -rounds.disk $(ILLS) -rounds.clock $(JUMPS) -rounds.retries $(RETRIES) || status=$$?; \
+	echo; cat $(FAULTS_REPORT) 2>/dev/null || true; exit $$status
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for a while (FUZZTIME=30s)
 	@for package in $$(go list ./...); do \

@@ -353,11 +353,5 @@ func cutAfter(dir string, seq uint64) error {
 			}
 		}
 	}
-	// The server wrote down what it believed to hold. It finds out by itself.
-	for _, stream := range []string{logStream, checkpointStream} {
-		if err := os.Remove(filepath.Join(msgsDir(dir, stream), "index.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("cut the log: %w", err)
-		}
-	}
 	return syncPath(msgs)
 }

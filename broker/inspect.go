@@ -31,6 +31,7 @@ type Remains struct {
 
 	locked *os.File
 	from   uint64 // the sequence of the checkpoint's first part
+	begins uint64 // the sequence of the first message of the log that is not removed
 	marked mark
 }
 
@@ -84,11 +85,9 @@ func Inspect(ctx context.Context, dir string) (*Remains, error) {
 	if err := r.checkpoint(ctx); err != nil {
 		return nil, doing(err)
 	}
-	switch {
-	case r.First > 1 && r.First > r.At+1:
-		r.damaged(&feed.Damage{At: r.At + 1, To: r.First - 1, What: fmt.Sprintf("the log begins at %d, and no checkpoint stands for what was before", r.First)})
-	case r.Last < r.At:
-		r.damaged(&feed.Damage{At: r.Last + 1, To: r.At, What: fmt.Sprintf("the log ends before it, and the newest checkpoint is at %d", r.At)})
+	var misfit *feed.Damage
+	if errors.As(fits(r.begins, sequence(r.Last), commit{at: r.At}, r.At > 0), &misfit) {
+		r.damaged(misfit)
 	}
 	return r, nil
 }
@@ -181,7 +180,9 @@ func (r *Remains) log(ctx context.Context, fn func(feed.Position, []byte) error,
 		harmed(d)
 		return nil
 	}
-	return v.run(ctx, r.Dir)
+	err := v.run(ctx, r.Dir)
+	r.begins = v.first()
+	return err
 }
 
 // checkpoint finds the newest checkpoint.

@@ -221,30 +221,16 @@ func (l *Log) open(ctx context.Context) error {
 // begin checks the files, and starts a server on them.
 func (l *Log) begin(ctx context.Context) error {
 	dir := l.opts.Dir
-	for _, stream := range []string{logStream, checkpointStream} {
-		if what, err := verifyMeta(dir, stream); what != "" || err != nil {
-			if err == nil {
-				err = &feed.Damage{What: what}
-			}
-			return err
-		}
-	}
-	last, err := verifyStream(ctx, dir, logStream, logSubject)
-	if err == nil && last == 0 {
-		err = &feed.Damage{What: "the log is empty: not even its genesis message is there"}
-	}
+	last, err := verifyFiles(ctx, dir, l.epoch, l.high.now())
 	if err != nil {
 		return err
-	}
-	if _, err := verifyStream(ctx, dir, checkpointStream, checkpointSubject); err != nil {
-		return err
-	}
-	if high := l.high.now().pos; position(last) < high {
-		return &feed.Damage{At: position(last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", high)}
 	}
 	// What a killed process wrote but had not synced is made durable before anybody can
 	// read it.
 	if err := syncTree(filepath.Join(dir, natsName)); err != nil {
+		return err
+	}
+	if err := forgetIndex(dir); err != nil {
 		return err
 	}
 	server, err := startServer(dir, l.opts)
@@ -319,25 +305,11 @@ func (l *Log) check(ctx context.Context, ends uint64) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case state.FirstSeq > 1 && !found:
-		return &feed.Damage{What: fmt.Sprintf("the log begins at position %d, and there is no checkpoint that stands for what was before", first)}
-	case state.FirstSeq > 1 && first > c.at:
-		return &feed.Damage{At: first, What: fmt.Sprintf("the log begins here, and the newest checkpoint is at %d", c.at)}
-	case found && last < c.at:
-		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the log ends before it, and the newest checkpoint is at %d", c.at)}
+	if err := fits(state.FirstSeq, state.LastSeq, c, found); err != nil {
+		return err
 	}
 	if state.LastSeq != ends {
 		return &feed.Damage{At: last + 1, What: fmt.Sprintf("the server ends the log before it, and its files hold groups up to %d", position(ends))}
-	}
-	if m := l.high.now(); m.pos >= max(first, 1) && !m.only {
-		b, err := l.get(ctx, logStream, sequence(m.pos))
-		if err != nil && !errors.Is(err, errMissing) {
-			return err
-		}
-		if err != nil || markOf(m.pos, b) != m {
-			return &feed.Damage{At: m.pos, What: "it is not the group that was acknowledged here"}
-		}
 	}
 	l.mu.Lock()
 	l.floor = max(l.floor, first)

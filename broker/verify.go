@@ -52,6 +52,8 @@ const (
 type verifier struct {
 	stream, subject string
 	last            uint64                // the sequence of the last message found; 0: none yet
+	least           uint64                // of the first message found; 0: none yet
+	removed         map[uint64]bool       // messages that are marked as removed, though their bytes are still there
 	hash            *highwayhash.Digest64 // of the file that is being read
 	cold            bool                  // read from the disk, not from the system's memory
 	upTo            uint64                // what comes after this message is not looked at; 0: all is
@@ -78,13 +80,93 @@ type harm struct {
 // errEnough ends a reading that has come to upTo.
 var errEnough = errors.New("enough")
 
-// verifyStream returns the sequence of the stream's last message, 0 if it has none. A
-// record that is harmed or missing is *feed.Damage. One at the very end that was cut
-// short as it was written, and so was never acknowledged, is not: the server drops it.
-func verifyStream(ctx context.Context, dir, stream, subject string) (last uint64, err error) {
-	v := &verifier{stream: stream, subject: subject}
-	err = v.run(ctx, dir)
-	return v.last, err
+// verifyFiles checks all files of both streams, and that what they hold fits together and
+// to the mark, and returns the sequence of the log's last message. What is harmed or missing is
+// *feed.Damage. A record at the very end that was cut short as it was written, and so was
+// never acknowledged, is not: the server drops it.
+func verifyFiles(ctx context.Context, dir string, epoch feed.Epoch, acked mark) (last uint64, err error) {
+	for _, stream := range []string{logStream, checkpointStream} {
+		if what, err := verifyMeta(dir, stream); what != "" || err != nil {
+			if err == nil {
+				err = &feed.Damage{What: what}
+			}
+			return 0, err
+		}
+	}
+	log := &verifier{stream: logStream, subject: logSubject}
+	log.each = func(_ string, _ int, seq uint64, data []byte) error {
+		if seq == 1 && string(data) != string(genesis(epoch)) {
+			return &feed.Damage{What: "the genesis message is harmed, or of another log"}
+		}
+		if seq == sequence(acked.pos) && seq > 1 && !acked.only && markOf(acked.pos, data) != acked {
+			return &feed.Damage{At: acked.pos, What: "it is not the group that was acknowledged here"}
+		}
+		return nil
+	}
+	if err := log.run(ctx, dir); err != nil {
+		return 0, err
+	}
+	if log.last == 0 {
+		return 0, &feed.Damage{What: "the log is empty: not even its genesis message is there"}
+	}
+	if position(log.last) < acked.pos {
+		return 0, &feed.Damage{At: position(log.last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", acked.pos)}
+	}
+	c, found, err := verifyCheckpoint(ctx, dir, epoch)
+	if err != nil {
+		return 0, err
+	}
+	return log.last, fits(log.first(), log.last, c, found)
+}
+
+// fits compares where the log begins and ends with the newest checkpoint.
+func fits(first, last uint64, c commit, found bool) error {
+	switch {
+	case first > 1 && !found:
+		return &feed.Damage{What: fmt.Sprintf("the log begins at position %d, and there is no checkpoint that stands for what was before", position(first))}
+	case first > 1 && position(first) > c.at:
+		return &feed.Damage{At: position(first), What: fmt.Sprintf("the log begins here, and the newest checkpoint is at %d", c.at)}
+	case found && position(last) < c.at:
+		return &feed.Damage{At: position(last) + 1, What: fmt.Sprintf("the log ends before it, and the newest checkpoint is at %d", c.at)}
+	}
+	return nil
+}
+
+// verifyCheckpoint finds the newest checkpoint in the files, with all its parts.
+func verifyCheckpoint(ctx context.Context, dir string, epoch feed.Epoch) (newest commit, found bool, err error) {
+	v := &verifier{stream: checkpointStream, subject: checkpointSubject}
+	v.each = func(_ string, _ int, seq uint64, data []byte) error {
+		f, ok := readFrame(data)
+		switch {
+		case !ok:
+			return &feed.Damage{What: fmt.Sprintf("message %d of the checkpoints is harmed, or another's", seq)}
+		case f.commit == nil:
+		case f.commit.epoch != epoch:
+			return &feed.Damage{What: fmt.Sprintf("message %d of the checkpoints is of the log %s", seq, f.commit.epoch)}
+		default:
+			newest, found = *f.commit, true
+			newest.seq = seq
+		}
+		return nil
+	}
+	if err := v.run(ctx, dir); err != nil {
+		return commit{}, false, err
+	}
+	if found && newest.seq-uint64(newest.count) < v.first() {
+		return commit{}, false, &feed.Damage{At: newest.at, What: fmt.Sprintf("of the checkpoint's %d parts, some are missing", newest.count)}
+	}
+	return newest, found, nil
+}
+
+// forgetIndex removes what the server wrote down of its streams when it was stopped: it
+// finds out by itself, from files that were checked. What it had written down is not.
+func forgetIndex(dir string) error {
+	for _, stream := range []string{logStream, checkpointStream} {
+		if err := os.Remove(filepath.Join(msgsDir(dir, stream), "index.db")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove an index: %w", err)
+		}
+	}
+	return nil
 }
 
 // verifyMeta tells what is wrong with what says that a stream is there: the server would
@@ -214,6 +296,10 @@ func (v *verifier) block(name string, b []byte, newest bool) error {
 				v.last = max(v.last, h.before-1) // told already
 			}
 		case seq&isMark != 0:
+			if v.removed == nil {
+				v.removed = make(map[uint64]bool)
+			}
+			v.removed[seq&^isMark] = true
 		case v.last != 0 && seq <= v.last:
 			if err := v.tell(harm{file: name, at: at, what: fmt.Sprintf("message %d comes after %d", seq, v.last), after: v.last, before: v.last + 1}); err != nil {
 				return err
@@ -226,6 +312,9 @@ func (v *verifier) block(name string, b []byte, newest bool) error {
 				}
 			}
 			v.last = seq
+			if v.least == 0 {
+				v.least = seq
+			}
 			if v.each != nil {
 				if err := v.each(name, at, seq, messageOf(b[at:at+size], len(v.subject))); err != nil {
 					return err
@@ -235,6 +324,16 @@ func (v *verifier) block(name string, b []byte, newest bool) error {
 		at += size
 	}
 	return nil
+}
+
+// first is the sequence of the first message that is not removed; 0: there is none.
+func (v *verifier) first() uint64 {
+	for seq := v.least; seq != 0 && seq <= v.last; seq++ {
+		if !v.removed[seq] {
+			return seq
+		}
+	}
+	return 0
 }
 
 func (v *verifier) tell(h harm) error {

@@ -28,7 +28,8 @@ func openStore(ctx context.Context, c Config, opts broker.Options, hubOpts hub.O
 		if serr != nil {
 			return nil, nil, errors.Join(err, fmt.Errorf("look for what is left: %w", serr))
 		}
-		if unclean && s.suffixOnly() {
+		relaxed := unclean && s.suffixOnly()
+		if relaxed {
 			if !s.whole() {
 				s.log(ctx, c.Logger, slog.LevelWarn)
 			}
@@ -44,7 +45,7 @@ func openStore(ctx context.Context, c Config, opts broker.Options, hubOpts hub.O
 				return nil, nil, fmt.Errorf("%w\nNothing was changed. \"tidemark verify --data %s\" tells what is damaged. Put the files back as they were, or \"tidemark restore\" a backup, or start with --accept-data-loss to go on without what is lost", err, opts.Dir)
 			}
 		}
-		if err := replace(ctx, c, opts, r, s); err != nil {
+		if err := replace(ctx, c, opts, r, s, relaxed && s.whole()); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -62,8 +63,9 @@ func tryOpen(ctx context.Context, opts broker.Options, hubOpts hub.Options) (*br
 	return log, h, nil
 }
 
-// replace puts the log that was rebuilt in the place of what it was rebuilt from.
-func replace(ctx context.Context, c Config, opts broker.Options, r *broker.Remains, s *findings) error {
+// replace puts the log that was rebuilt in the place of what it was rebuilt from, which is
+// kept unless it was whole.
+func replace(ctx context.Context, c Config, opts broker.Options, r *broker.Remains, s *findings, whole bool) error {
 	err := r.Archive(ctx, opts, s.rebuilt.Last)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
@@ -76,7 +78,7 @@ func replace(ctx context.Context, c Config, opts broker.Options, r *broker.Remai
 	if err != nil {
 		return err
 	}
-	if s.whole() {
+	if whole {
 		// Relaxed, and nothing is damaged: there is nothing to look at.
 		if err := os.RemoveAll(aside); err != nil {
 			return fmt.Errorf("remove the log that was replaced: %w", err)
