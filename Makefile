@@ -77,11 +77,11 @@ chaos: build ## kill, cut and restart for long (ROUNDS=50)
 
 # How often `make faults` does what; SEED=0 takes a new one.
 KILLS ?= 500
-CUTS ?= 100
-DAMAGES ?= 400
-ILLS ?= 45
-JUMPS ?= 100
-RETRIES ?= 100
+CUTS ?= 200
+DAMAGES ?= 300
+ILLS ?= 100
+JUMPS ?= 50
+RETRIES ?= 220
 SEED ?= 0
 FAULTS_REPORT := bin/faults-report.txt
 
