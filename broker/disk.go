@@ -27,9 +27,18 @@ const (
 
 // notReady is why the log takes no groups.
 type notReady struct {
-	why    string
-	damage error // it will not be over by itself
+	why    string // for whoever wants to write, a stranger perhaps: the logger tells the rest
+	mark   bool   // it is the mark that can't be written
+	damage error  // it will not be over by itself
 }
+
+// What those are told who want to write.
+const (
+	whyFull    = "the log's disk is full: its operator must make room, and then it goes on by itself"
+	whyFailing = "the log's disk fails; the server goes on by itself as soon as it can be written again"
+	whyDamaged = "the log is damaged: its operator must look at it"
+	whyRewrite = "the log's files are being written anew: try again in a moment"
+)
 
 func (n *notReady) Error() string { return n.why }
 
@@ -68,9 +77,9 @@ func (l *Log) room(n int64) error {
 		}
 		return nil
 	}
-	full := &notReady{why: fmt.Sprintf("its disk is full: %d MiB are free, and %d MiB are to be left free: make room", free>>20, keep>>20)}
+	full := &notReady{why: whyFull}
 	if l.space.Swap(full) == nil {
-		l.logger.Error("the log takes no writes until there is room", "free", free, "reserve", l.opts.Reserve)
+		l.logger.Error("the disk is full: the log takes no writes until there is room", "free", free, "reserve", keep)
 	}
 	return full
 }
@@ -114,16 +123,29 @@ func (l *Log) watch() {
 			}
 		case <-tick.C:
 			_ = l.room(0) // kept, for Ready
-			if l.high.err() != nil {
-				if err := l.high.sync(); err != nil {
-					l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
-				} else {
-					l.broken.Store(nil)
-					l.logger.Info("the disk takes writes again")
-				}
-			}
+			l.lookAtMark()
 		}
 	}
+}
+
+// lookAtMark refuses writes while the mark can't be written.
+func (l *Log) lookAtMark() {
+	err := l.high.err()
+	if err != nil {
+		err = l.high.sync()
+	}
+	was := l.broken.Load()
+	switch {
+	case err != nil && was == nil:
+		l.markBroken(err)
+	case err == nil && was != nil && was.mark && l.broken.CompareAndSwap(was, nil):
+		l.logger.Info("the high-water mark can be written again: the log takes writes")
+	}
+}
+
+func (l *Log) markBroken(err error) {
+	l.broken.Store(&notReady{why: whyFailing, mark: true})
+	l.logger.Error("the high-water mark can't be written: the log takes no writes until it can", "err", err)
 }
 
 // mend replaces a server that could not write. It tries until it has succeeded, or the
@@ -133,9 +155,9 @@ func (l *Log) mend() error {
 	n := l.nats.Load()
 	why := context.Cause(n.log.failing)
 	if errors.Is(why, errRewrite) {
-		l.broken.Store(&notReady{why: why.Error()})
+		l.broken.Store(&notReady{why: whyRewrite})
 	} else {
-		l.broken.Store(&notReady{why: "the disk fails: " + why.Error()})
+		l.broken.Store(&notReady{why: whyFailing})
 		l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
 	}
 	n.stop()
@@ -150,7 +172,7 @@ func (l *Log) mend() error {
 			l.logger.Info("the log takes writes again", "after", time.Since(began).Round(time.Millisecond))
 			return nil
 		case errors.Is(err, feed.ErrDamaged):
-			l.broken.Store(&notReady{err.Error(), err})
+			l.broken.Store(&notReady{why: whyDamaged, damage: err})
 			if !errors.Is(why, errRewrite) { // else whoever asked for it is told
 				l.opts.Damaged(err)
 			}
@@ -159,7 +181,7 @@ func (l *Log) mend() error {
 			told = time.Now()
 			l.logger.Error("the log still can't be written", "since", began.UTC().Format(time.RFC3339), "err", err)
 		}
-		l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
+		l.broken.Store(&notReady{why: whyFailing})
 		select {
 		case <-time.After(mendEvery):
 		case <-l.done:

@@ -364,8 +364,7 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 	if err := l.high.advance(markOf(after+1, group)); err != nil {
 		// The group is durable: its writer must not be told otherwise. But nothing more is
 		// taken until the mark can be written again.
-		l.logger.Error("the log's end is less well guarded", "position", after+1, "err", err)
-		l.broken.Store(&notReady{why: "the disk fails: " + err.Error()})
+		l.markBroken(err)
 	}
 	fault.Point("mark-written")
 	return after + 1, nil

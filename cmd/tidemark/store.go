@@ -29,6 +29,15 @@ func openStore(ctx context.Context, c Config, opts broker.Options, hubOpts hub.O
 			return nil, nil, errors.Join(err, fmt.Errorf("look for what is left: %w", serr))
 		}
 		relaxed := unclean && s.suffixOnly()
+		if unclean && !relaxed {
+			// Its checkpoint is damaged: there is no state that it had, only what can be read.
+			if err := r.Close(); err != nil {
+				return nil, nil, err
+			}
+			if r, s, serr = survey(ctx, opts.Dir, false); serr != nil {
+				return nil, nil, errors.Join(err, fmt.Errorf("look for what is left: %w", serr))
+			}
+		}
 		if relaxed {
 			if !s.whole() {
 				s.log(ctx, c.Logger, slog.LevelWarn)

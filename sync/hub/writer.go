@@ -390,6 +390,9 @@ func (h *Hub) commit(g *group) (err error) {
 			h.opts.Logger.Error("append to the log", "position", enc.Position, "err", err)
 		}
 		if errors.Is(err, feed.ErrNotReady) && !errors.Is(err, feed.ErrUnknown) {
+			if why := h.log.Ready(); why != nil {
+				err = why // without what is only for the logger
+			}
 			return notReady(err)
 		}
 		if errors.Is(err, feed.ErrUnknown) && !errors.Is(err, feed.ErrNotWritten) {
