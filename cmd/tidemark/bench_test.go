@@ -155,14 +155,19 @@ func BenchmarkPost(b *testing.B) {
 	})
 }
 
-// BenchmarkReadBack is a start: 1,000,000 changes of 100,000 rows, out of the log alone,
-// and out of a checkpoint with little log after it.
+// BenchmarkReadBack is a start: 1,000,000 changes of 100,000 rows, and as many rows, out
+// of the log alone, and out of a checkpoint with little log after it. All files are
+// checked.
 func BenchmarkReadBack(b *testing.B) {
-	const changes, rows, width = 1_000_000, 100_000, 500
-	for name, logSize := range map[string]int64{"log": 8 << 30, "checkpoint": 64 << 20} {
-		b.Run(name, func(b *testing.B) {
-			dir := b.TempDir()
-			opts := hub.Options{Log: logSize, Memory: 4 << 30}
+	const changes, width = 1_000_000, 500
+	for _, c := range []struct {
+		name    string
+		rows    int
+		logSize int64
+	}{{"log", 100_000, 8 << 30}, {"checkpoint", 100_000, 64 << 20}, {"log,rows=1000000", changes, 8 << 30}, {"checkpoint,rows=1000000", changes, 64 << 20}} {
+		b.Run(c.name, func(b *testing.B) {
+			dir, rows := b.TempDir(), c.rows
+			opts := hub.Options{Log: c.logSize, Memory: 4 << 30}
 			h, stop := openHub(b, dir, opts)
 			var all sync.WaitGroup
 			var n atomic.Int64
@@ -190,7 +195,7 @@ func BenchmarkReadBack(b *testing.B) {
 				began := time.Now()
 				h, stop := openHub(b, dir, opts)
 				b.ReportMetric(time.Since(began).Seconds(), "s/start")
-				if got := h.Stats().Rows; got != rows {
+				if got := h.Stats().Rows; got != int64(rows) {
 					b.Fatalf("%d rows", got)
 				}
 				stop()

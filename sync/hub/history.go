@@ -93,6 +93,9 @@ func (h *Hub) History(ctx context.Context, g Grant, tenant string, q HistoryQuer
 		}
 		return HistoryPage{}, refuse(Internal, "the history is damaged: sequences %d to %d can't be read; ask from=%d for what follows", damage.First, damage.Last, damage.Last+1)
 	}
+	if why := h.log.Ready(); why != nil {
+		return HistoryPage{}, notReady(why) // the disk fails: it is read again when that is over
+	}
 	return HistoryPage{}, err
 }
 
