@@ -32,11 +32,12 @@ import { createRows } from './rows.js'
  *   collections
  * @property {() => () => void} start follows the collection without listening; returns its undo. Where the server had
  *   ended the feed, start and subscribe try again
- * @property {(value: T, options?: {key?: string}) => Promise<Result<T>>} insert a new row; without a key the server
- *   makes one
- * @property {(key: string, patch: object, options?: {if?: number}) => Promise<Result<T>>} modify merges patch into
- *   the row (RFC 7396: null removes a member)
- * @property {(key: string, value: T, options?: {if?: number}) => Promise<Result<T>>} put inserts or replaces
+ * @property {(value: T, options?: {key?: string, ttl?: number}) => Promise<Result<T>>} insert a new row; without a key the
+ *   server makes one, and with a ttl the row goes by itself after so many seconds
+ * @property {(key: string, patch: object, options?: {if?: number, ttl?: number}) => Promise<Result<T>>} modify merges
+ *   patch into the row (RFC 7396: null removes a member), and leaves it the time that it has, unless ttl gives another
+ * @property {(key: string, value: T, options?: {if?: number, ttl?: number}) => Promise<Result<T>>} put inserts or
+ *   replaces; without a ttl the row stays
  * @property {(key: string, options?: {if?: number}) => Promise<Result<T>>} remove is fine with a row that is gone,
  *   unless `if` is given
  */
@@ -96,7 +97,7 @@ export function createCollection(name, follow, write) {
       seq: rows.seq,
       subscribe,
       start: () => subscribe(() => {}),
-      insert: (value, options) => one('insert', options?.key, { value }),
+      insert: (value, { key, ...options } = {}) => one('insert', key, { value, ...options }),
       modify: (key, patch, options) => one('modify', key, { patch, ...options }),
       put: (key, value, options) => one('put', key, { value, ...options }),
       remove: (key, options) => one('remove', key, options),

@@ -2,11 +2,11 @@ import { known, problem, TidemarkError } from './errors.js'
 import { backoff } from './machine.js'
 
 /**
- * One change to write. `if`: the sequence that the row must have now, 0 for none. `id` is given by the client; whoever
- * gives one of their own answers for it being unique.
+ * One change to write. `if`: the sequence that the row must have now, 0 for none. `ttl`: after how many seconds the row
+ * goes by itself. `id` is given by the client; whoever gives one of their own answers for it being unique.
  * @typedef {{
  *   collection: string, op: 'insert' | 'modify' | 'put' | 'remove', key?: string,
- *   value?: object, patch?: object, if?: number, id?: string,
+ *   value?: object, patch?: object, if?: number, ttl?: number, id?: string,
  * }} Write
  */
 

@@ -80,6 +80,8 @@ test('each kind of write says what it means, with an id of its own', async () =>
     todos.put('k', { a: 4 }, { if: 0 }),
     todos.remove('k'),
     todos.remove('k', { if: 9 }),
+    todos.insert({ a: 5 }, { ttl: 60 }),
+    todos.modify('k', { a: 6 }, { ttl: 30 }),
   ]
   await turns()
   const bodies = wire.posts.map(({ body }) => body)
@@ -96,10 +98,12 @@ test('each kind of write says what it means, with an id of its own', async () =>
       { op: 'put', key: 'k', value: { a: 4 }, if: 0 },
       { op: 'remove', key: 'k' },
       { op: 'remove', key: 'k', if: 9 },
+      { op: 'insert', value: { a: 5 }, ttl: 60 },
+      { op: 'modify', key: 'k', patch: { a: 6 }, ttl: 30 },
     ].map((write) => ({ client: 'c-81', atomic: true, collection: 'todos', ...write })),
   )
   const ids = bodies.map(({ changes: [{ id }] }) => id)
-  assert.equal(new Set(ids).size, 7)
+  assert.equal(new Set(ids).size, 9)
   assert.ok(ids.every((id) => id.length > 16))
   assert.equal(wire.unbound, true)
   for (const [i, post] of wire.posts.entries()) await post.answer(200, answer(post.body, 20 + i))

@@ -328,7 +328,9 @@ func TestAHistoryThatCanNotBeReadWhileTheDiskFailsIsToBeAskedForAgain(t *testing
 	log := &keeping{Memory: feedtest.NewMemory()}
 	h := open(t, log, hub.Options{})
 	write(t, h, put("todos", "a", `{}`))
-	log.before = func(*feed.Group, func(feed.HistoryStep) error) error { return errors.New("/var/lib: input/output error") }
+	log.before = func(*feed.Group, func(feed.HistoryStep) error) error {
+		return errors.New("/var/lib: input/output error")
+	}
 	log.OnReady = func() error { return fmt.Errorf("%w: the disk fails", feed.ErrNotReady) }
 	_, err := h.History(t.Context(), hub.Everything, "acme", hub.HistoryQuery{Limit: 10})
 	if r := refusal(t, err, hub.Unavailable); r.Retry == 0 || strings.Contains(r.Detail, "/var/lib") {
