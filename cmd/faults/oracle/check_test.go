@@ -115,6 +115,7 @@ var told = []struct {
 	name      string
 	bad, good func(s *story)
 }{
+	{"gap", "a row is gone that only a refused remove names", func(s *story) { gone(s, false) }, func(s *story) { gone(s, true) }},
 	{"order", "sequences go back on a connection", func(s *story) {
 		s.start("eeee")
 		x, y := put("a:1", 1), put("a:2", 2)
@@ -555,6 +556,20 @@ var told = []struct {
 		s.refused(w, "conflict")
 		s.final(rows("eeee-0"))
 	}},
+}
+
+// gone has a row go without a word after a remove that was refused; where the remove may
+// have been delivered twice, the second one may have been taken.
+func gone(s *story, twice bool) {
+	s.start("eeee")
+	x, y := put("a:1", 1), put("a:2", 2)
+	s.write("eeee", 1, x)
+	w := &oracle.Write{Client: "c", Atomic: true, Changes: []oracle.Change{remove("a:1", 2)}}
+	s.Writes = append(s.Writes, w)
+	s.refused(w, "conflict")
+	w.Attempts[0].Twice = twice
+	s.write("eeee", 3, y)
+	s.stream(1, "", open("eeee"), frame(3, y), live("eeee-3"))
 }
 
 // lossy loses sequence 2 with an epoch; the n-th write is written again in the new one.
