@@ -69,6 +69,8 @@ for (const transport of ['websocket', 'sse', 'poll']) {
       },
       [collection, transport],
     )
+    // Live before the first kill, so that it has to come back.
+    await page.waitForFunction(() => /** @type {any} */ (window).seen.lives > 0, undefined, { timeout: 40_000 })
     const importing = importFile(server.url, files[0])
     await server.restart()
     await server.restart()
