@@ -231,18 +231,27 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 // errRewrite is why a server is stopped though it did not fail.
 var errRewrite = errors.New("its files are written anew")
 
-// Rewrite takes out of the files what the newest checkpoint stands for, harmed or not,
-// and returns when that is done. The server is started anew for it: writes are refused
+// Rewrite has save save a checkpoint, of a state that is known to be whole, and takes out
+// of the files all that it stands for, harmed or not, an older checkpoint too. While save
+// runs, SaveCheckpoint goes on over one that is damaged. It returns when that is done. The server is started anew for it: writes are refused
 // meanwhile, and one that is under way fails with feed.ErrNotWritten. An error, mostly
 // *feed.Damage, says that it did not help.
-func (l *Log) Rewrite(ctx context.Context) error {
+func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) error {
 	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
 	doing := func(err error) error { return fmt.Errorf("write the files anew: %w", err) }
+	l.anew.Store(true)
+	defer l.anew.Store(false)
+	if err := save(ctx); err != nil {
+		return doing(err)
+	}
 	c, found, err := l.newest(ctx)
-	if err != nil || !found {
+	if err == nil && !found {
+		err = errors.New("no checkpoint was saved")
+	}
+	if err != nil {
 		return doing(err)
 	}
 	was := l.nats.Load()

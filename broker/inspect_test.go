@@ -224,6 +224,20 @@ func TestHistoryHasWhatTheLogForgets(t *testing.T) {
 		t.Errorf("%d groups of 13", n)
 	}
 	closeLog(t, l)
+	mark := filepath.Join(dir, "history/mark")
+	whole := read(t, mark)
+	for what, harmed := range map[string][]byte{"harmed": append(bytes.Clone(whole[:len(whole)-1]), whole[len(whole)-1]^1), "cut": whole[:5], "gone": nil} {
+		write(t, mark, harmed)
+		if harmed == nil {
+			remove(t, mark)
+		}
+		for range 2 { // looking mends nothing
+			if found, err := broker.VerifyHistory(t.Context(), dir); err != nil || len(found) == 0 {
+				t.Errorf("the history's mark is %s, and nobody is told: %v, %v", what, found, err)
+			}
+		}
+	}
+	write(t, mark, whole)
 	if _, err := broker.VerifyHistory(t.Context(), t.TempDir()); err != nil {
 		t.Errorf("where there is none: %v", err)
 	}

@@ -103,6 +103,7 @@ type Log struct {
 	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
 	space    atomic.Pointer[notReady] // the disk is too full
 	broken   atomic.Pointer[notReady] // the disk fails, or has failed
+	anew     atomic.Bool              // a checkpoint is being saved over one that may be damaged
 	stands   atomic.Pointer[commit]   // the checkpoint that Rewrite leaves, until it is done
 	closing  sync.Once
 	calls    sync.WaitGroup // the calls under way; added to under mu, while not closed

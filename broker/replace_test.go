@@ -1,10 +1,12 @@
 package broker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/tidemark-sync/tidemark/broker"
@@ -220,8 +222,9 @@ func TestRewriteLeavesOutWhatTheCheckpointStandsFor(t *testing.T) {
 			if err := l.Scrub(t.Context()); !errors.Is(err, feed.ErrDamaged) {
 				t.Fatal(err)
 			}
-			save(t, l, 12, c.state())
-			if err := l.Rewrite(t.Context()); err != nil {
+			if err := l.Rewrite(t.Context(), func(ctx context.Context) error {
+				return l.SaveCheckpoint(ctx, 12, onePart(c.state()))
+			}); err != nil {
 				t.Fatal(err)
 			}
 			if err := l.Scrub(t.Context()); err != nil {
@@ -249,7 +252,7 @@ func TestRewriteSaysWhatItCannotMend(t *testing.T) {
 	b := read(t, blk)
 	b[len(b)-300] ^= 1 // in a group that no checkpoint stands for
 	write(t, blk, b)
-	if err := l.Rewrite(t.Context()); !errors.Is(err, feed.ErrDamaged) {
+	if err := l.Rewrite(t.Context(), func(context.Context) error { return nil }); !errors.Is(err, feed.ErrDamaged) {
 		t.Fatal(err)
 	}
 	if _, err := l.Append(t.Context(), c.pos, nil); !errors.Is(err, feed.ErrDamaged) || !errors.Is(l.Ready(), feed.ErrNotReady) {
@@ -257,4 +260,92 @@ func TestRewriteSaysWhatItCannotMend(t *testing.T) {
 	}
 	closeLog(t, l)
 	wantDamage(t, dir, "a record is harmed")
+}
+
+// Whatever a start would refuse, the scrub finds while the server runs: wherever in a file
+// a bit flips.
+func TestScrubFindsWhatAStartWouldRefuse(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	c := fill(t, l, 9)
+	save(t, l, 5, []byte("an older one"))
+	save(t, l, 9, c.state())
+	if err := l.Trim(t.Context(), 8); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{logDir + "/msgs/1.blk", checkpointDir + "/msgs/1.blk"} {
+		blocks, err := filepath.Glob(filepath.Join(dir, filepath.Dir(file), "*.blk"))
+		if err != nil || len(blocks) == 0 {
+			t.Fatal(blocks, err)
+		}
+		path := blocks[len(blocks)-1]
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := read(t, path)
+		refused := 0
+		for at := 0; at < len(whole); at += 1 + len(whole)/150 {
+			harmed := bytes.Clone(whole)
+			harmed[at] ^= 1 << (at % 8)
+			copied := copyStore(t, dir)
+			write(t, filepath.Join(copied, rel), harmed)
+			again, oerr := broker.Open(t.Context(), broker.Options{Dir: copied})
+			if oerr == nil {
+				again.Close()
+			}
+			remove(t, copied)
+			write(t, path, harmed)
+			serr := l.Scrub(t.Context())
+			write(t, path, whole)
+			if errors.Is(oerr, feed.ErrDamaged) {
+				refused++
+			}
+			if errors.Is(oerr, feed.ErrDamaged) != errors.Is(serr, feed.ErrDamaged) {
+				t.Errorf("byte %d of %d of %s: a start says %v, the scrub %v", at, len(whole), rel, oerr, serr)
+			}
+		}
+		if refused == 0 {
+			t.Errorf("%s: nothing was refused", rel)
+		}
+	}
+}
+
+// A checkpoint of which any record is harmed, also the last, is replaced by another.
+func TestRewriteReplacesAHarmedCheckpoint(t *testing.T) {
+	for _, last := range []bool{false, true} {
+		dir := memoryDir(t)
+		l := open(t, dir)
+		c := fill(t, l, 9)
+		save(t, l, 9, c.state())
+		if err := l.Trim(t.Context(), 9); err != nil {
+			t.Fatal(err)
+		}
+		grow(t, l, c, 1)
+		blk := filepath.Join(dir, checkpointDir, "msgs/1.blk")
+		b := read(t, blk)
+		at := bytes.Index(b, []byte("tmb\x01p"))
+		if last {
+			at = bytes.LastIndex(b, []byte("tmb\x01c"))
+		}
+		b[at+6] ^= 1
+		write(t, blk, b)
+		runtime.GC() // the server holds what it has read by weak pointers
+		if err := l.Scrub(t.Context()); !errors.Is(err, feed.ErrDamaged) {
+			t.Fatal(err)
+		}
+		if err := l.Rewrite(t.Context(), func(ctx context.Context) error {
+			return l.SaveCheckpoint(ctx, c.pos, onePart(c.state()))
+		}); err != nil {
+			t.Fatalf("last %t: %v", last, err)
+		}
+		if err := l.Scrub(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		grow(t, l, c, 2)
+		closeLog(t, l)
+		if got, err := restore(open(t, dir)); err != nil || *got != *c {
+			t.Fatal(got, err)
+		}
+	}
 }

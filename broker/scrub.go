@@ -49,16 +49,16 @@ func (l *Log) scrub() {
 // scrubRate is how many bytes a second a scrub reads: a hundredth of what a disk gives.
 const scrubRate = 16 << 20
 
-// Scrub reads the files of log, checkpoints and mark from the disk, up to what was
-// acknowledged when it was called, and checks all that Open checks of them and of the
-// groups' own chain. What it finds is *feed.Damage. Anything else says that it could not
-// look. It may be called while everything else goes on.
+// Scrub reads the files of log, checkpoints and mark from the disk and checks all that Open
+// checks of them, and the groups' own chain. What it finds is *feed.Damage. Anything else
+// says that it could not look. It may be called while everything else goes on.
 func (l *Log) Scrub(ctx context.Context) error {
 	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
-	for range 3 {
+	var before *unsettled
+	for range 5 {
 		l.mu.Lock()
 		trims := l.trims
 		l.mu.Unlock()
@@ -70,11 +70,36 @@ func (l *Log) Scrub(ctx context.Context) error {
 		l.mu.Lock()
 		same := l.trims == trims
 		l.mu.Unlock()
-		if same && l.broken.Load() == nil {
+		if !same || l.broken.Load() != nil {
+			before = nil
+			continue
+		}
+		// What is behind all that was acknowledged may be under way. What is there still, a
+		// while later, is not.
+		var now *unsettled
+		if !errors.As(err, &now) {
 			return err
+		}
+		if before != nil && before.place == now.place {
+			return now.Damage
+		}
+		before = now
+		select {
+		case <-time.After(settleTime):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	return errors.New("the files changed while they were read: later")
+}
+
+// settleTime is longer than one write to a file takes; its sync may take longer.
+const settleTime = 500 * time.Millisecond
+
+// unsettled is damage behind what was acknowledged.
+type unsettled struct {
+	*feed.Damage
+	place string // the file, and where in it
 }
 
 func (l *Log) scrubbed(ctx context.Context) error {
@@ -88,6 +113,7 @@ func (l *Log) scrubbed(ctx context.Context) error {
 	}
 	for _, name := range []string{logStream, checkpointStream} {
 		v := &verifier{stream: name, subject: logSubject, cold: true}
+		upTo := sequence(want.pos) // all up to it was acknowledged
 		var prev feed.Sum
 		chained := false
 		if name == checkpointStream {
@@ -95,9 +121,7 @@ func (l *Log) scrubbed(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			v.subject, v.upTo = checkpointSubject, info.State.LastSeq
-		} else {
-			v.upTo = sequence(want.pos)
+			v.subject, upTo = checkpointSubject, info.State.LastSeq
 		}
 		began, read := time.Now(), 0
 		v.each = func(_ string, _ int, seq uint64, data []byte) error {
@@ -113,10 +137,17 @@ func (l *Log) scrubbed(ctx context.Context) error {
 			}
 			return curb(ctx, began, int64(read))
 		}
+		v.harmed = func(h harm) error {
+			d := v.damage(h)
+			if h.after >= upTo {
+				return &unsettled{d, fmt.Sprintf("%s %s %d", name, h.file, h.at)}
+			}
+			return d
+		}
 		if err := v.run(ctx, l.opts.Dir); err != nil {
 			return err
 		}
-		if v.last < v.upTo {
+		if v.last < upTo {
 			return &feed.Damage{At: position(v.last + 1), What: fmt.Sprintf("the files of the stream %s end before it", name)}
 		}
 	}

@@ -56,7 +56,6 @@ type verifier struct {
 	removed         map[uint64]bool       // messages that are marked as removed, though their bytes are still there
 	hash            *highwayhash.Digest64 // of the file that is being read
 	cold            bool                  // read from the disk, not from the system's memory
-	upTo            uint64                // what comes after this message is not looked at; 0: all is
 
 	// each is given every message that is whole, where the file has it; nil: nobody wants
 	// them. The bytes are valid until it returns.
@@ -77,7 +76,7 @@ type harm struct {
 	bytes         []byte // what is there instead, valid as long as the call that tells of it
 }
 
-// errEnough ends a reading that has come to upTo.
+// errEnough ends a reading that has seen enough.
 var errEnough = errors.New("enough")
 
 // verifyFiles checks all files of both streams, and that what they hold fits together and
@@ -269,9 +268,6 @@ func (v *verifier) run(ctx context.Context, dir string) error {
 // block checks one file; newest tells whether it is the one that is written to.
 func (v *verifier) block(name string, b []byte, newest bool) error {
 	for at := 0; at < len(b); {
-		if v.upTo != 0 && v.last >= v.upTo {
-			return errEnough
-		}
 		size, seq, ok := v.record(b[at:])
 		switch {
 		case !ok && newest && v.torn(b, at):
@@ -340,6 +336,11 @@ func (v *verifier) tell(h harm) error {
 	if v.harmed != nil {
 		return v.harmed(h)
 	}
+	return v.damage(h)
+}
+
+// damage tells of a harm.
+func (v *verifier) damage(h harm) *feed.Damage {
 	d := &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", v.stream, h.file, h.at, h.what)}
 	if v.stream == logStream && v.last != 0 {
 		d.At = position(v.last + 1)

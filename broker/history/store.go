@@ -77,6 +77,7 @@ type Store struct {
 	tail   place      // guarded by write; after the newest group that was added
 	failed bool       // guarded by write; the files may hold more than the mark says
 	bytes  int64      // guarded by write; of all segments. -1: not counted yet
+	lost   error      // what was wrong with the mark, told by Verify of a store that only looks; static after Open
 
 	mu       sync.Mutex
 	closed   bool      // guarded by mu
@@ -138,6 +139,9 @@ func (s *Store) load(ctx context.Context) error {
 		fallthrough
 	case errors.Is(err, errBad), errors.Is(err, fs.ErrNotExist) && newest > 0:
 		s.opts.Logger.Warn("the history's mark is made anew, from its segments", "dir", s.opts.Dir, "err", err)
+		if s.opts.ReadOnly {
+			s.lost = err // and will be told again: nothing was mended
+		}
 		if m, err = s.remark(ctx, all); err == nil && !s.opts.ReadOnly {
 			err = m.write(s.opts.Dir)
 		}

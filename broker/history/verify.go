@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -43,6 +44,9 @@ func (s *Store) Verify(ctx context.Context, pace func(bytes int64) error) ([]Fin
 	}
 	defer s.calls.Done()
 	x := &verifying{s: s, ctx: ctx, v: v}
+	if s.lost != nil {
+		x.find(filepath.Join(s.opts.Dir, markName), 0, 1, 0, "what says how far the history goes is lost, so nobody can tell whether its end is: %s", s.lost)
+	}
 	number := v.mark.oldest
 	for i, seg := range v.segments {
 		if seg.number != number {

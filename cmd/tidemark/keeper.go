@@ -36,10 +36,7 @@ func (k *keeper) damaged(err error) {
 		case <-ctx.Done():
 		}
 	}()
-	healed := h.Checkpoint(ctx)
-	if healed == nil {
-		healed = k.log.Rewrite(ctx)
-	}
+	healed := k.log.Rewrite(ctx, h.Renew)
 	if healed == nil {
 		healed = k.log.Scrub(ctx)
 	}

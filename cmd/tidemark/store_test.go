@@ -417,28 +417,36 @@ func TestSequencesLeapWhereALogIsRebuilt(t *testing.T) {
 // What is harmed on the disk while the server runs is found, and replaced by what is in
 // memory: nothing is lost.
 func TestDamageWhileTheServerRunsIsMendedFromMemory(t *testing.T) {
-	addr, data := freePort(t), t.TempDir()
-	url := "http://" + addr
-	server := serve(t, addr, data, "--scrub", "300ms", "--log-size", "64KiB")
-	for i := range 50 {
-		if _, err := post(t.Context(), url, []map[string]any{{"collection": "todos", "op": "put", "key": fmt.Sprint(i), "value": map[string]any{"text": strings.Repeat("y", 300)}}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	rows := rowsOf(t, url, "todos")
-	harm(t, blocks(t, data, "LOG")[0], 0.5)
-	waitFor(t, server, "the damaged files were replaced by what is in memory")
-	if _, err := post(t.Context(), url, []map[string]any{{"collection": "todos", "op": "put", "key": "after", "value": map[string]any{}}}); err != nil {
-		t.Fatal(err)
-	}
-	if kept, _ := filepath.Glob(filepath.Join(data, "aside/*")); len(kept) == 0 {
-		t.Error("the damaged files were not kept")
-	}
-	server.kill()
-	serve(t, addr, data)
-	got := rowsOf(t, url, "todos")
-	if delete(got, "after"); fmt.Sprint(got) != fmt.Sprint(rows) {
-		t.Errorf("%d rows instead of %d", len(got), len(rows))
+	for name, c := range map[string]struct {
+		stream string
+		part   float64
+	}{"in the middle of the log": {"LOG", 0.5}, "the last group": {"LOG", 0.997}, "a checkpoint": {"CHECKPOINT", 0.5}, "the end of a checkpoint": {"CHECKPOINT", 0.999}} {
+		t.Run(name, func(t *testing.T) {
+			addr, data := freePort(t), t.TempDir()
+			url := "http://" + addr
+			server := serve(t, addr, data, "--scrub", "300ms", "--log-size", "64KiB")
+			for i := range 300 { // there is a checkpoint by then
+				if _, err := post(t.Context(), url, []map[string]any{{"collection": "todos", "op": "put", "key": fmt.Sprint(i), "value": map[string]any{"text": strings.Repeat("y", 300)}}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rows := rowsOf(t, url, "todos")
+			all := blocks(t, data, c.stream)
+			harm(t, all[len(all)-1], c.part)
+			waitFor(t, server, "the damaged files were replaced by what is in memory")
+			if _, err := post(t.Context(), url, []map[string]any{{"collection": "todos", "op": "put", "key": "after", "value": map[string]any{}}}); err != nil {
+				t.Fatal(err)
+			}
+			if kept, _ := filepath.Glob(filepath.Join(data, "aside/*")); len(kept) == 0 {
+				t.Error("the damaged files were not kept")
+			}
+			server.kill()
+			serve(t, addr, data)
+			got := rowsOf(t, url, "todos")
+			if delete(got, "after"); fmt.Sprint(got) != fmt.Sprint(rows) {
+				t.Errorf("%d rows instead of %d", len(got), len(rows))
+			}
+		})
 	}
 }
 

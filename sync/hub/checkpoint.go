@@ -142,6 +142,24 @@ func (h *Hub) Checkpoint(ctx context.Context) error {
 	}
 }
 
+// Renew is Checkpoint after a group of its own that holds nothing: also the group that was
+// the log's last is then one that the checkpoint stands for. It is for a log whose files
+// are damaged, while the state in memory is whole.
+func (h *Hub) Renew(ctx context.Context) error {
+	var err error
+	if werr := h.inWriter(ctx, func() {
+		g := h.newGroup()
+		g.empty = true
+		err = h.commit(g)
+	}); werr != nil {
+		return fmt.Errorf("renew the log: %w", werr)
+	}
+	if err != nil {
+		return fmt.Errorf("renew the log: %w", err)
+	}
+	return h.Checkpoint(ctx)
+}
+
 // plan says when the next checkpoint is due.
 func (h *Hub) plan() { h.saveAt = max(h.opts.Log, h.state.bytes.Load()) }
 

@@ -24,6 +24,7 @@ type group struct {
 	added   map[string]int // ids, by tenant
 	due     []deadline     // rows that it removes because their time is over
 	crowded bool           // there may be more of them
+	empty   bool           // it is appended though it holds nothing
 
 	// What is forgotten after it; see feed.Group.
 	forgetTombstones, forgetIDs int64
@@ -103,7 +104,7 @@ type seenID struct {
 func (h *Hub) newGroup() *group {
 	g := &h.group
 	g.s, g.at, g.times, g.next, g.size, g.mem = h.state, max(wallOf(h.opts.Clock), h.state.at), h.times.now(), h.state.next, 0, 0
-	g.due, g.crowded, g.forgetTombstones, g.forgetIDs, g.forgetIDsOf = nil, false, 0, 0, nil
+	g.due, g.crowded, g.empty, g.forgetTombstones, g.forgetIDs, g.forgetIDsOf = nil, false, false, 0, 0, nil
 	if g.added == nil {
 		g.added = make(map[string]int)
 		g.clear()

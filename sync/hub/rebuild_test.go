@@ -324,3 +324,28 @@ func FuzzReadHarmed(f *testing.F) {
 	f.Add(remainsOf(log).groups[0])
 	f.Fuzz(func(t *testing.T, b []byte) { feed.ReadHarmed(b) })
 }
+
+// A log whose last group is harmed on the disk goes on from the state in memory: that group
+// is then one that a checkpoint stands for.
+func TestRenewLeavesNoGroupWithoutACheckpoint(t *testing.T) {
+	log := feedtest.NewMemory()
+	h := open(t, log, hub.Options{})
+	for n := range 3 {
+		write(t, h, put("todos", fmt.Sprint(n), `{}`))
+	}
+	before, head := rows(t, h, "todos"), h.Stats().Head
+	if err := h.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := log.Held(); n != 1 {
+		t.Errorf("%d groups are held beside the checkpoint's own", n-1)
+	}
+	if got := h.Stats().Head; got != head {
+		t.Errorf("an empty group took the sequences up to %d", got)
+	}
+	write(t, h, put("todos", "after", `{}`))
+	again := open(t, log, hub.Options{})
+	if got := rows(t, again, "todos"); !slices.Equal(got[:3], before) || len(got) != 4 {
+		t.Errorf("%q, before %q", got, before)
+	}
+}

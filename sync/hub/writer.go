@@ -364,7 +364,7 @@ func (h *Hub) commit(g *group) (err error) {
 		}
 		g.clear()
 	}()
-	if len(g.txns) == 0 && g.forgetTombstones == 0 && g.forgetIDs == 0 {
+	if len(g.txns) == 0 && g.forgetTombstones == 0 && g.forgetIDs == 0 && !g.empty {
 		return nil
 	}
 	if h.failed {
