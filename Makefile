@@ -82,6 +82,7 @@ DAMAGES ?= 300
 ILLS ?= 100
 JUMPS ?= 50
 RETRIES ?= 220
+SCRUBS ?= 60
 SEED ?= 0
 FAULTS_REPORT := bin/faults-report.txt
 
@@ -91,7 +92,7 @@ faults: ## break the server on purpose, for long, and look what it lost (as root
 	@status=0; \
 	go test -race -count=1 -timeout 6h ./cmd/faults/oracle && \
 	go test -race -count=1 -timeout 6h -v ./cmd/faults -seed $(SEED) -report $(abspath $(FAULTS_REPORT)) \
-		-rounds.kill $(KILLS) -rounds.power $(CUTS) -rounds.damage $(DAMAGES) -rounds.disk $(ILLS) -rounds.clock $(JUMPS) -rounds.retries $(RETRIES) || status=$$?; \
+		-rounds.kill $(KILLS) -rounds.power $(CUTS) -rounds.damage $(DAMAGES) -rounds.disk $(ILLS) -rounds.clock $(JUMPS) -rounds.retries $(RETRIES) -rounds.scrub $(SCRUBS) || status=$$?; \
 	echo; cat $(FAULTS_REPORT) 2>/dev/null || true; exit $$status
 
 .PHONY: fuzz

@@ -115,9 +115,6 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 		return doing(fmt.Errorf("the log holds groups up to position %d", last))
 	}
 	before, _, err := l.newest(ctx)
-	if errors.Is(err, feed.ErrDamaged) && l.anew.Load() {
-		before, err = commit{}, nil // this one is to take its place
-	}
 	if err != nil {
 		return doing(err)
 	}

@@ -59,7 +59,7 @@ func (l *Log) Ready() error {
 // room is why n bytes can't be written now. Once the disk was too full, somewhat more
 // must be free, so that it lasts.
 func (l *Log) room(n int64) error {
-	if n := l.broken.Load(); n != nil {
+	if n := l.broken.Load(); n != nil && !l.anew.Load() {
 		if n.damage != nil {
 			return n.damage // it is not over some time
 		}
@@ -151,15 +151,16 @@ func (l *Log) markBroken(err error) {
 // mend replaces a server that could not write. It tries until it has succeeded, or the
 // log is closed, or what is on the disk is damaged: the last two are its errors.
 func (l *Log) mend() error {
+	l.mending.Lock()
+	defer l.mending.Unlock()
 	began := time.Now()
 	n := l.nats.Load()
-	why := context.Cause(n.log.failing)
-	if errors.Is(why, errRewrite) {
-		l.broken.Store(&notReady{why: whyRewrite})
-	} else {
-		l.broken.Store(&notReady{why: whyFailing})
-		l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
+	if !n.failing() {
+		return nil // it was replaced meanwhile
 	}
+	why := context.Cause(n.log.failing)
+	l.broken.Store(&notReady{why: whyFailing})
+	l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
 	n.stop()
 	ctx, cancel := l.context()
 	defer cancel()
@@ -173,9 +174,7 @@ func (l *Log) mend() error {
 			return nil
 		case errors.Is(err, feed.ErrDamaged):
 			l.broken.Store(&notReady{why: whyDamaged, damage: err})
-			if !errors.Is(why, errRewrite) { // else whoever asked for it is told
-				l.opts.Damaged(err)
-			}
+			l.opts.Damaged(err)
 			return err
 		case time.Since(told) > 10*time.Second:
 			told = time.Now()
@@ -196,14 +195,6 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 	select {
 	case <-failed.cut:
 	default:
-		if c := l.stands.Swap(nil); c != nil {
-			if err := cutBefore(l.opts.Dir, logStream, logSubject, sequence(c.at)); err != nil {
-				return err
-			}
-			if err := cutBefore(l.opts.Dir, checkpointStream, checkpointSubject, c.seq-uint64(c.count)); err != nil {
-				return err
-			}
-		}
 		if err := cutAfter(l.opts.Dir, acked); err != nil {
 			return err
 		}
@@ -228,103 +219,132 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 	return nil
 }
 
-// errRewrite is why a server is stopped though it did not fail.
-var errRewrite = errors.New("its files are written anew")
-
-// Rewrite has save save a checkpoint, of a state that is known to be whole, and takes out
-// of the files all that it stands for, harmed or not, an older checkpoint too. While save
-// runs, SaveCheckpoint goes on over one that is damaged. It returns when that is done. The server is started anew for it: writes are refused
-// meanwhile, and one that is under way fails with feed.ErrNotWritten. An error, mostly
-// *feed.Damage, says that it did not help.
+// Rewrite puts a new store in the place of files that are damaged, under the same epoch:
+// what they held is in memory, whole. save is called once the new log is there, empty,
+// and takes groups after the last that was acknowledged; it must append one and save a
+// checkpoint of it, and nobody else may append until Rewrite returns. The old files go
+// aside. A server never reads them again: where a record is harmed, it drops others, or
+// asks for all memory that there is.
+//
+// An error says that it did not help: the old files are as they were, and no group is
+// taken any more. Groups that are in no history yet are read from the old files; those
+// that are harmed are missing from it, and the logger is told.
 func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) error {
 	if err := l.enter(); err != nil {
 		return err
 	}
 	defer l.calls.Done()
-	doing := func(err error) error { return fmt.Errorf("write the files anew: %w", err) }
+	l.mending.Lock()
+	defer l.mending.Unlock()
+	l.broken.Store(&notReady{why: whyRewrite})
 	l.anew.Store(true)
 	defer l.anew.Store(false)
-	if err := save(ctx); err != nil {
-		return doing(err)
+	if err := l.rewrite(ctx, save); err != nil {
+		err = fmt.Errorf("write the files anew: %w", err)
+		l.broken.Store(&notReady{why: whyDamaged, damage: &feed.Damage{What: err.Error()}})
+		return err
 	}
-	c, found, err := l.newest(ctx)
-	if err == nil && !found {
-		err = errors.New("no checkpoint was saved")
-	}
-	if err != nil {
-		return doing(err)
-	}
-	was := l.nats.Load()
-	l.stands.Store(&c)
-	was.log.fail(errRewrite)
-	for {
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return doing(ctx.Err())
-		case <-l.done:
-			return doing(ErrClosed)
-		}
-		now, why := l.nats.Load(), l.broken.Load()
-		switch {
-		case now != was && why == nil:
-			return nil
-		case why != nil && why.damage != nil:
-			return doing(why.damage)
-		}
-	}
+	l.broken.Store(nil)
+	return nil
 }
 
-// cutBefore takes out of a stream's files what stands before a sequence, and makes that
-// durable. No server may have them open. What is harmed from there on is *feed.Damage.
-func cutBefore(dir, stream, subject string, seq uint64) error {
-	doing := func(err error) error { return fmt.Errorf("cut the stream %s: %w", stream, err) }
-	msgs := msgsDir(dir, stream)
-	keepFile, keepAt := "", 0
-	v := &verifier{stream: stream, subject: subject}
-	v.each = func(file string, at int, s uint64, _ []byte) error {
-		if s >= seq && keepFile == "" {
-			keepFile, keepAt = file, at
-		}
-		return nil
+func (l *Log) rewrite(ctx context.Context, save func(context.Context) error) error {
+	fresh := filepath.Join(l.opts.Dir, newName)
+	l.nats.Load().stop()
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
 	}
-	v.harmed = func(h harm) error {
-		if h.before == 0 || h.before > seq {
-			return &feed.Damage{What: fmt.Sprintf("in the stream %s, file %s, byte %d: %s", stream, h.file, h.at, h.what)}
-		}
-		return nil
+	if err := os.Mkdir(fresh, 0o750); err != nil {
+		return err
 	}
-	if err := v.run(context.Background(), dir); err != nil {
-		return doing(err)
-	}
-	if keepFile == "" {
-		return doing(&feed.Damage{What: fmt.Sprintf("message %d is not there", seq)})
-	}
-	blocks, err := blocksOf(msgs)
+	server, err := startServer(fresh, l.opts)
 	if err != nil {
-		return doing(err)
+		return err
 	}
-	for _, block := range blocks {
-		path := filepath.Join(msgs, block.name)
-		if block.name != keepFile {
-			if err := os.Remove(path); err != nil {
-				return doing(err)
+	l.nats.Store(server)
+	l.newMark = mark{}
+	err = func() error {
+		for _, want := range streamConfigs(l.epoch) {
+			if want.Name == logStream {
+				want.FirstSeq = sequence(l.high.now().pos) + 1
 			}
-			continue
+			if err := server.createStream(ctx, want); err != nil {
+				return err
+			}
 		}
-		b, err := os.ReadFile(path)
-		if err == nil {
-			err = writeSynced(path+".new", b[keepAt:])
+		return save(ctx)
+	}()
+	server.stop()
+	if err == nil && l.newMark.pos == 0 {
+		err = errors.New("nothing was written to the new log")
+	}
+	if err == nil {
+		err = l.swap(ctx, fresh)
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.high.advance(l.newMark); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.trims++
+	l.mu.Unlock()
+	return l.begin(ctx)
+}
+
+// swap puts the log in fresh in the place of the old one, which goes aside.
+func (l *Log) swap(ctx context.Context, fresh string) error {
+	dir := l.opts.Dir
+	if err := syncTree(fresh); err != nil {
+		return err
+	}
+	if l.history != nil {
+		if err := l.keepHistory(ctx); err != nil {
+			return err
 		}
+	}
+	aside, err := makeAside(dir, l.epoch)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{markerName, highName} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err == nil {
-			err = os.Rename(path+".new", path)
+			err = writeSynced(filepath.Join(aside, name), b)
 		}
 		if err != nil {
-			return doing(err)
+			return err
 		}
-		break
 	}
-	return syncPath(msgs)
+	m := l.marker
+	if m.Moving, err = filepath.Rel(dir, aside); err != nil {
+		return err
+	}
+	if err := writeMarker(dir, m); err != nil { // from here on it is the new log's directory
+		return err
+	}
+	l.logger.Info("the damaged files were put aside", "to", aside)
+	return finishMove(dir, &m)
+}
+
+// keepHistory adds to the history what is left of the log in its files.
+func (l *Log) keepHistory(ctx context.Context) error {
+	epoch, last := l.history.Last()
+	v := &verifier{stream: logStream, subject: logSubject, harmed: func(harm) error { return nil }}
+	v.each = func(_ string, _ int, seq uint64, data []byte) error {
+		if seq == 1 || epoch == l.epoch && position(seq) <= last {
+			return nil
+		}
+		if err := l.history.Add(position(seq), data); err != nil {
+			l.logger.Error("a group is not in the history", "position", position(seq), "err", err)
+		}
+		return nil
+	}
+	if err := v.run(ctx, l.opts.Dir); err != nil {
+		return err
+	}
+	return l.history.Sync()
 }
 
 // probe writes, syncs and removes a file of the size of a group.

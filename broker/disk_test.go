@@ -108,7 +108,7 @@ func TestDiskBelowTheReserveIsNotWrittenTo(t *testing.T) {
 func TestFullDiskLosesNothingAndComesBackByItself(t *testing.T) {
 	dir := smallDisk(t, "size=48m")
 	store := filepath.Join(dir, "store")
-	opts := broker.Options{Dir: store, Reserve: 1 << 20, Timeout: 3 * time.Second}
+	opts := broker.Options{Dir: store, Reserve: 64 << 10, Timeout: 3 * time.Second}
 	l := openWith(t, opts)
 	c := fill(t, l, 5)
 	save(t, l, 5, c.state())
@@ -118,7 +118,7 @@ func TestFullDiskLosesNothingAndComesBackByItself(t *testing.T) {
 			if i == 100 {
 				t.Fatal("the disk never failed")
 			}
-			empty := fillDisk(t, dir, 1<<20+64<<10)
+			empty := fillDisk(t, dir, 128<<10)
 			stop := make(chan struct{})
 			done := make(chan struct{})
 			go func() {

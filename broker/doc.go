@@ -50,7 +50,9 @@
 // mark are of the marker's epoch; that the streams are configured as Open makes them. In
 // Read, that no position is left out; in LoadCheckpoint, that the parts are those that
 // were committed. What a group says inside (its checksum, its chain) is for whoever
-// decodes it. While the log is open, Scrub reads all of it again, from the disk, slowly.
+// decodes it. While the log is open, Scrub reads all of it again, from the disk, slowly. What
+// it finds is mended by Rewrite, from what the caller has in memory, and never by the
+// server, which drops more than is harmed, or asks for all memory, when it reads that.
 //
 // The high-water mark is written before an append is acknowledged, and synced beside the
 // appends that follow, at most 10 ms and one sync later: a mark of its own that is synced

@@ -103,8 +103,9 @@ type Log struct {
 	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
 	space    atomic.Pointer[notReady] // the disk is too full
 	broken   atomic.Pointer[notReady] // the disk fails, or has failed
-	anew     atomic.Bool              // a checkpoint is being saved over one that may be damaged
-	stands   atomic.Pointer[commit]   // the checkpoint that Rewrite leaves, until it is done
+	anew     atomic.Bool              // what is written goes to the new store of Rewrite
+	newMark  mark                     // owned by Rewrite and the Append that it has called: that store's mark
+	mending  sync.Mutex               // held by what stops the server and starts another
 	closing  sync.Once
 	calls    sync.WaitGroup // the calls under way; added to under mu, while not closed
 	watching sync.WaitGroup // what runs while the log is open
@@ -360,6 +361,10 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 			err = l.settle(ctx, n, err)
 		}
 		return 0, doing(err)
+	}
+	if l.anew.Load() {
+		l.newMark = markOf(after+1, group) // once the store is in its place
+		return after + 1, nil
 	}
 	fault.Point("append-published")
 	if err := l.high.advance(markOf(after+1, group)); err != nil {

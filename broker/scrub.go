@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/broker/history"
@@ -30,11 +28,6 @@ func (l *Log) scrub() {
 			l.logger.Info("all files are as they were written", "took", time.Since(began).Round(time.Millisecond))
 		case errors.Is(err, feed.ErrDamaged):
 			l.logger.Error("the files of the log are damaged", "err", err)
-			if at, cerr := l.copyAside(); cerr != nil {
-				l.logger.Error("the damaged files could not be copied aside", "err", cerr)
-			} else {
-				l.logger.Info("the damaged files were copied aside", "to", at)
-			}
 			if l.opts.Damaged(err); errors.Is(l.Scrub(ctx), feed.ErrDamaged) {
 				return // it was told, once
 			}
@@ -185,25 +178,4 @@ func (l *Log) scrubHistory(ctx context.Context) {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, history.ErrClosed) {
 		l.logger.Warn("the history could not be checked", "err", err)
 	}
-}
-
-// copyAside copies all files of the log, as they are, to a directory of aside.
-func (l *Log) copyAside() (string, error) {
-	to, err := makeAside(l.opts.Dir, l.epoch)
-	if err != nil {
-		return "", err
-	}
-	if err := os.CopyFS(filepath.Join(to, natsName), os.DirFS(filepath.Join(l.opts.Dir, natsName))); err != nil {
-		return "", err
-	}
-	for _, name := range []string{markerName, highName} {
-		b, err := os.ReadFile(filepath.Join(l.opts.Dir, name))
-		if err == nil {
-			err = writeSynced(filepath.Join(to, name), b)
-		}
-		if err != nil {
-			return "", err
-		}
-	}
-	return to, nil
 }

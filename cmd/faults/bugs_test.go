@@ -1,7 +1,6 @@
 package faults_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -290,16 +289,7 @@ func loseTail(data string, records int) error {
 	if err != nil {
 		return err
 	}
-	// Each record begins with its length; the highest bit says whether it has headers.
-	var begins []int
-	for at := 0; at+4 <= len(b); {
-		size := int(binary.LittleEndian.Uint32(b[at:]) &^ (1 << 31))
-		if size < 30 || at+size > len(b) {
-			break
-		}
-		begins = append(begins, at)
-		at += size
-	}
+	begins := recordsOf(b)
 	if len(begins) <= records {
 		return fmt.Errorf("%s has only %d records", newest, len(begins))
 	}

@@ -70,7 +70,9 @@ var wounds = []wound{
 	{"deleted", func([]byte, *rand.Rand) []byte { return deleted }},
 }
 
-var digits = regexp.MustCompile(`[0-9]+`)
+// digits are what names of one kind differ in: numbers, and the epoch of a segment of
+// the history.
+var digits = regexp.MustCompile(`[0-9]+(-[0-9]+){4}-[0-9a-z]+|[0-9]+`)
 
 // kinds groups the files below a directory: those that differ in a number are of one.
 func kinds(t testing.TB, dir string) (names []string, files map[string][]string) {
@@ -118,13 +120,17 @@ type store struct {
 	dir     string
 	history *oracle.History
 	answers []*sent
+	past    []past // its history
 }
+
+// storeFlags are what a store's servers are started with.
+var storeFlags = []string{"--log-size", "48KiB", "--history", "forever"}
 
 // fill makes a store; stop ends its server.
 func fill(t testing.TB, y *tally, seed uint64, stop func(*server)) *store {
 	r := newRecorder()
 	st := &store{dir: filepath.Join(t.TempDir(), "data")}
-	s := newServer(t, r, st.dir, "--log-size", "48KiB")
+	s := newServer(t, r, st.dir, storeFlags...)
 	if err := s.start(fault{what: "the first start"}); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +142,7 @@ func fill(t testing.TB, y *tally, seed uint64, stop func(*server)) *store {
 	}
 	time.Sleep(600 * time.Millisecond)
 	w.end()
+	st.remember(t, s, r.h.Writes)
 	stop(s)
 	if y.add(r, w).Found > 0 {
 		t.FailNow()
@@ -160,8 +167,10 @@ func TestDamage(t *testing.T) {
 	}
 	y := newTally(t, "damage")
 	rng, seed := seeded(t)
-	refused, healed := 0, 0
-	defer func() { y.extra = fmt.Sprintf(" refused=%d healed=%d", refused, healed) }()
+	refused, healed, gaps := 0, 0, 0
+	defer func() {
+		y.extra = fmt.Sprintf(" refused=%d healed=%d history-told=%d", refused, healed, gaps)
+	}()
 	outcomes := make(map[string]string)
 	var st *store
 	var names []string
@@ -190,6 +199,8 @@ func TestDamage(t *testing.T) {
 			refused++
 		case "healed":
 			healed++
+		case "told":
+			gaps++
 		}
 		k := fmt.Sprintf("%-60s %-16s", kind, wd.what)
 		if !strings.Contains(outcomes[k], outcome) {
@@ -228,7 +239,7 @@ func (st *store) harm(t testing.TB, y *tally, rng *rand.Rand, file string, wd wo
 	switch {
 	case left == nil:
 		return "untouched"
-	case &left[:1:1][0] == &deleted[0]:
+	case len(left) > 0 && &left[0] == &deleted[0]:
 		err = os.Remove(path)
 	default:
 		err = os.WriteFile(path, left, 0o600)
@@ -243,7 +254,7 @@ func (st *store) harm(t testing.TB, y *tally, rng *rand.Rand, file string, wd wo
 	r.h.Starts = slices.Clone(st.history.Starts)
 	r.h.Final = nil // the last start's rows are looked at instead
 	r.epoch = r.epoch.Add(-st.history.Final.Taken - time.Second)
-	s := newServer(t, r, dir, "--log-size", "48KiB")
+	s := newServer(t, r, dir, storeFlags...)
 	defer func() {
 		if s.process != nil {
 			s.kill()
@@ -260,6 +271,13 @@ func (st *store) harm(t testing.TB, y *tally, rng *rand.Rand, file string, wd wo
 			t.Logf("the server's last words:\n%s", s.out.tail())
 		}
 	}()
+	ofHistory := strings.HasPrefix(file, "history/")
+	named, verdict := true, ""
+	if ofHistory {
+		var code int
+		code, verdict = verify(t, dir)
+		named = code == 1 && strings.Contains(verdict, "history: ")
+	}
 	before, err := treeSum(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -272,12 +290,26 @@ func (st *store) harm(t testing.TB, y *tally, rng *rand.Rand, file string, wd wo
 			return "not served"
 		}
 		st.again(t, r, s, rng, what)
+		whole := st.checkHistory(r, s, rng, what)
+		if !named {
+			r.problem("history", "after %s: verify must have the exit code 1 and name it: %s", what, verdict)
+		}
+		if !whole && !ofHistory {
+			r.problem("history", "after %s: the history lacks something, and was not harmed", what)
+		}
 		// What was read once must be there again.
 		s.stop()
 		if s.start(fault{what: what + ", and a restart", look: true}) != nil {
 			return "not served again"
 		}
+		if st.checkHistory(r, s, rng, what+", and a restart"); !whole {
+			return "told"
+		}
 		return "healed"
+	}
+	if ofHistory {
+		r.problem("history", "after %s: rows and feeds do not need it, and it does not start: %v", what, err)
+		return "refused"
 	}
 	out := s.out.String()
 	if s.alive() || s.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out, "damage") {
@@ -330,12 +362,13 @@ func kept(dir string, left []byte) error {
 
 // again sends some writes again that were answered before: they must be remembered.
 func (st *store) again(t testing.TB, r *recorder, s *server, rng *rand.Rand, what string) {
-	wr := &writer{w: &workload{t: t, s: s, ctx: t.Context()}, http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}}
+	wr := &writer{w: &workload{t: t, s: s, ctx: t.Context()}, rng: rng, http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}}
+	defer wr.hangUp()
 	for range 3 {
 		x := st.answers[rng.IntN(len(st.answers))]
 		first := len(x.write.Attempts) - 1
 		var a oracle.Attempt
-		if err := wr.post(&a, x.body); err != nil {
+		if err := wr.send(&a, x); err != nil {
 			if !errors.Is(err, context.Canceled) {
 				r.problem("answer", "after %s: a write that was answered before is not answered: %v", what, err)
 			}

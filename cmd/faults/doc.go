@@ -9,6 +9,7 @@
 //	kill      kill -9 at any moment, and at places where a moment is hard to hit
 //	power     power cuts: what was flushed is there, and any part of what was not
 //	damage    a bit, a range, an end or a whole file is gone
+//	scrub     a bit flips in a file while the server runs
 //	disk      the disk is full, fails, lies or dawdles, and recovers
 //	clock     the wall clock jumps
 //	retries   a network that loses, doubles and delays what it carries

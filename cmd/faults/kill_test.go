@@ -13,6 +13,10 @@ var killRounds = flag.Int("rounds.kill", 12, "how often the server is killed")
 // points are the places where the server can be told to kill itself.
 var points = []string{"decided", "appended", "applied", "checkpoint-begin", "checkpoint-saved", "trimmed", "append-published", "mark-written"}
 
+// remembered is how many ids the server remembers in TestKill: so few that its state
+// stays small, and a checkpoint is due often.
+const remembered = 300
+
 // TestKill: after kill -9 an acknowledged write is gone, one has happened twice, or a
 // follower sees half a transaction.
 func TestKill(t *testing.T) {
@@ -31,11 +35,11 @@ func TestKill(t *testing.T) {
 		campaign := min(left, 25)
 		left -= campaign
 		r := newRecorder()
-		s := newServer(t, r, t.TempDir(), "--log-size", "16KiB")
+		s := newServer(t, r, t.TempDir(), "--log-size", "16KiB", "--ids-most", fmt.Sprint(remembered))
 		if err := s.start(fault{what: "the first start"}); err != nil {
 			t.Fatal(err)
 		}
-		w := begin(t, r, s, seed+uint64(left), load{pad: []int{200, 200, 8 << 10}[rng.IntN(3)]})
+		w := begin(t, r, s, seed+uint64(left), load{keys: 10, ids: remembered, pad: []int{200, 200, 8 << 10}[rng.IntN(3)]})
 		for range campaign {
 			y.rounds++
 			time.Sleep(time.Duration(20+rng.IntN(500)) * time.Millisecond)
@@ -54,11 +58,11 @@ func TestKill(t *testing.T) {
 				next++
 				n := 1 + rng.IntN(20)
 				if point == "checkpoint-begin" || point == "checkpoint-saved" || point == "trimmed" {
-					n = 1 + rng.IntN(2)
+					n = 1
 				}
 				armed := fault{what: f.what, env: []string{fmt.Sprintf("TIDEMARK_CRASH=%s:%d", point, n)}}
 				err := s.start(armed)
-				if err == nil && !s.wait(2500*time.Millisecond) {
+				if err == nil && !s.wait(1500*time.Millisecond) {
 					missed++
 					s.kill()
 				} else if err != nil && !errors.Is(err, errCrashed) {

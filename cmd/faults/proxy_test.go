@@ -135,7 +135,10 @@ func (p *proxy) half(r *http.Request, body []byte) {
 		return
 	}
 	defer c.Close()
-	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", r.URL.RequestURI(), p.to, len(body), body[:p.chance(len(body))])
+	fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", r.Method, r.URL.RequestURI(), p.to, len(body))
+	if len(body) > 0 {
+		fmt.Fprintf(c, "\r\n%s", body[:p.chance(len(body))])
+	}
 }
 
 func (p *proxy) answer(w http.ResponseWriter, r *http.Request, body []byte) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -34,6 +33,7 @@ type load struct {
 	twice              bool          // what carries the writes may deliver them twice
 	timeout            time.Duration // how long a writer waits for an answer
 	via                string        // host:port that writes go to; "": the server
+	ids                int           // so many the server remembers; 0: all
 	ttl                bool          // some rows get a time to live
 	away               time.Duration // for how long a follower stays away at most
 	quiet              func()        // returns when nothing is on its way any more; nil: nothing ever is
@@ -83,7 +83,10 @@ type workload struct {
 	cancel    context.CancelFunc
 	ended     bool
 
+	ids atomic.Int64 // that the server was given, about
+
 	acknowledged, unknown, duplicates, refused, writes atomic.Int64
+	ways                                               [3]atomic.Int64 // attempts of each
 }
 
 // begin starts a workload.
@@ -103,6 +106,7 @@ func begin(t testing.TB, r *recorder, s *server, seed uint64, l load) *workload 
 		w.all = append(w.all, wr)
 		w.writers.Go(func() {
 			wr.run()
+			wr.hangUp()
 			wr.http.CloseIdleConnections()
 		})
 	}
@@ -131,9 +135,7 @@ func (w *workload) end() {
 	close(w.finish)
 	if !within(60*time.Second, w.writers.Wait) {
 		w.r.problem("unanswered", "a minute after the last fault, writes are not answered\n%s", w.s.out.tail())
-		w.cancel()
-		w.writers.Wait()
-		w.followers.Wait()
+		w.abandon()
 		return
 	}
 	if w.load.quiet != nil {
@@ -142,8 +144,7 @@ func (w *workload) end() {
 	final, err := w.s.snapshot(w.ctx, collections)
 	if err != nil {
 		w.r.problem("converge", "the final rows can't be read: %v\n%s", err, w.s.out.tail())
-		w.cancel()
-		w.followers.Wait()
+		w.abandon()
 		return
 	}
 	w.final.Store(final)
@@ -155,6 +156,13 @@ func (w *workload) end() {
 		w.cancel() // the oracle says who is missing
 		w.followers.Wait()
 	}
+}
+
+// abandon ends a workload whose server can't serve any more.
+func (w *workload) abandon() {
+	w.cancel()
+	w.writers.Wait()
+	w.followers.Wait()
 }
 
 func within(most time.Duration, wait func()) bool {
@@ -180,11 +188,8 @@ type writer struct {
 	n    int
 	seqs map[[2]string]uint64 // where it believes that rows are
 	done []*sent              // answered, to be sent again
-}
 
-type sent struct {
-	write *oracle.Write
-	body  []byte
+	socket *socket // nil: not open
 }
 
 func (wr *writer) run() {
@@ -197,18 +202,27 @@ func (wr *writer) run() {
 		case <-time.After(rand.N(wr.w.load.pause)):
 		}
 		if len(wr.done) > 0 && wr.rng.IntN(wr.w.load.again) == 0 {
-			wr.attempt(wr.done[wr.rng.IntN(len(wr.done))])
-			continue
+			if s := wr.done[wr.rng.IntN(len(wr.done))]; wr.w.remembered(s) {
+				wr.attempt(s)
+				continue
+			}
 		}
 		s := wr.make()
 		wr.w.writes.Add(1)
 		if !wr.bring(s) {
 			return
 		}
+		s.n = wr.w.ids.Load()
 		if wr.done = append(wr.done, s); len(wr.done) > 40 {
 			wr.done = wr.done[1:]
 		}
 	}
+}
+
+// remembered tells whether the server surely remembers the ids of a request that was
+// answered.
+func (w *workload) remembered(s *sent) bool {
+	return w.load.ids == 0 || w.ids.Load()-s.n < int64(w.load.ids/3)
 }
 
 // bring sends a request until it is answered; false if that can't be.
@@ -242,7 +256,7 @@ func (wr *writer) make() *sent {
 	used := make(map[[2]string]bool)
 	for range n {
 		wr.n++
-		c := oracle.Change{ID: fmt.Sprintf("m%d", wr.n), Collection: collections[wr.rng.IntN(len(collections))]}
+		c := oracle.Change{ID: fmt.Sprintf("%s-m%d", wr.name, wr.n), Collection: collections[wr.rng.IntN(len(collections))]}
 		c.Key = fmt.Sprintf("k%d", wr.rng.IntN(wr.w.load.keys))
 		k := [2]string{c.Collection, c.Key}
 		if used[k] {
@@ -277,6 +291,13 @@ func (wr *writer) make() *sent {
 		}
 		w.Changes = append(w.Changes, c)
 	}
+	if len(w.Changes) == 1 && wr.rng.IntN(2) == 0 {
+		// By the address of its row, which has no client.
+		w.Row, w.Client, w.Atomic = true, "", true
+		if c := &w.Changes[0]; c.Op == "modify" && c.Patch == "" {
+			c.Patch, c.Value = c.Value, ""
+		}
+	}
 	type change struct {
 		ID         string          `json:"id"`
 		Collection string          `json:"collection"`
@@ -301,7 +322,7 @@ func (wr *writer) make() *sent {
 		panic(err)
 	}
 	wr.w.r.write(w)
-	return &sent{w, b}
+	return &sent{write: w, body: b}
 }
 
 // attempt sends a request once; false if it must be sent again.
@@ -310,10 +331,10 @@ func (wr *writer) attempt(s *sent) bool {
 	w.gate.RLock()
 	defer w.gate.RUnlock()
 	a := oracle.Attempt{Sent: w.r.now(), Twice: w.load.twice}
-	err := wr.post(&a, s.body)
+	err := wr.send(&a, s)
 	a.Answered = w.r.now()
-	if err != nil && w.ctx.Err() != nil {
-		// The harness gave up; the attempt may have happened all the same.
+	if errors.Is(err, errUnread) {
+		w.r.problem("answer", "%s/%s: %v", s.write.Client, s.write.Changes[0].ID, err)
 	}
 	w.r.mu.Lock()
 	s.write.Attempts = append(s.write.Attempts, a)
@@ -333,6 +354,7 @@ func (wr *writer) attempt(s *sent) bool {
 		switch k := [2]string{s.write.Changes[i].Collection, r.Key}; r.Status {
 		case "ok":
 			w.acknowledged.Add(1)
+			w.ids.Add(1)
 			wr.seqs[k] = r.Seq
 			if s.write.Changes[i].Op == "remove" {
 				wr.seqs[k] = 0
@@ -341,6 +363,7 @@ func (wr *writer) attempt(s *sent) bool {
 			w.duplicates.Add(1)
 			if len(s.write.Attempts) > 1 && !slices.ContainsFunc(s.write.Attempts[:len(s.write.Attempts)-1], func(a oracle.Attempt) bool { return len(a.Results) > 0 }) {
 				w.acknowledged.Add(1) // for the first time
+				w.ids.Add(1)
 			}
 		case "conflict", "exists", "missing":
 			w.refused.Add(1)
@@ -348,46 +371,4 @@ func (wr *writer) attempt(s *sent) bool {
 		}
 	}
 	return true
-}
-
-// post makes one request and reads the answer into a. An error: there was none.
-func (wr *writer) post(a *oracle.Attempt, body []byte) error {
-	to := wr.w.load.via
-	if to == "" {
-		to = wr.w.s.addr
-	}
-	req, err := http.NewRequestWithContext(wr.w.ctx, http.MethodPost, "http://"+to+"/v1/"+tenant+"/changes", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := wr.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		return err
-	}
-	a.Status = res.StatusCode
-	if a.Status != http.StatusOK && a.Status != http.StatusConflict {
-		return nil
-	}
-	var answer struct {
-		Cursor  string
-		Results []struct {
-			ID, Status, Key string
-			Seq             uint64
-			Value           json.RawMessage
-		}
-	}
-	if err := json.Unmarshal(b, &answer); err != nil || len(answer.Results) == 0 {
-		return errors.Join(errors.New("the answer can't be read"), err)
-	}
-	a.Cursor = answer.Cursor
-	for _, r := range answer.Results {
-		a.Results = append(a.Results, oracle.Result{ID: r.ID, Status: r.Status, Key: r.Key, Seq: r.Seq, Value: string(r.Value)})
-	}
-	return nil
 }

@@ -26,7 +26,7 @@ var floors = map[string][]string{
 	"clientjs":         {},
 	"cmd/tidemark": {"sync/fault", "sync/feed", "sync/hub", "broker", "broker/history", "transport", "transport/follow", "clientjs",
 		"github.com/alecthomas/kong", "github.com/alecthomas/units", "golang.org/x/sys", "golang.org/x/term", "gopkg.in/yaml.v3"},
-	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
+	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/coder/websocket", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
 	"cmd/faults/oracle": {},
 	"examples/publish":  {},
 }

@@ -36,7 +36,7 @@ func (k *keeper) damaged(err error) {
 		case <-ctx.Done():
 		}
 	}()
-	healed := k.log.Rewrite(ctx, h.Renew)
+	healed := h.Renew(ctx, k.log.Rewrite)
 	if healed == nil {
 		healed = k.log.Scrub(ctx)
 	}

@@ -142,22 +142,38 @@ func (h *Hub) Checkpoint(ctx context.Context) error {
 	}
 }
 
-// Renew is Checkpoint after a group of its own that holds nothing: also the group that was
-// the log's last is then one that the checkpoint stands for. It is for a log whose files
-// are damaged, while the state in memory is whole.
-func (h *Hub) Renew(ctx context.Context) error {
+// Renew gives the state in memory, which is whole, to rewrite, which puts a new log in the
+// place of one whose files are damaged. rewrite must call save, once the new log takes
+// groups: it appends one that holds nothing, and saves a checkpoint of it. Writers wait.
+func (h *Hub) Renew(ctx context.Context, rewrite func(ctx context.Context, save func(context.Context) error) error) error {
 	var err error
-	if werr := h.inWriter(ctx, func() {
-		g := h.newGroup()
-		g.empty = true
-		err = h.commit(g)
-	}); werr != nil {
-		return fmt.Errorf("renew the log: %w", werr)
+	werr := h.inWriter(ctx, func() {
+		if c := h.checkpoint; c != nil { // it was of the old log: what became of it does not count
+			<-c.over
+			h.checkpoint = nil
+		}
+		h.saveAt = 1<<63 - 1
+		err = rewrite(ctx, func(ctx context.Context) error {
+			g := h.newGroup()
+			g.empty = true
+			if err := h.commit(g); err != nil {
+				return err
+			}
+			f := h.state.freeze()
+			return h.log.SaveCheckpoint(ctx, f.position, f.parts())
+		})
+		if err == nil {
+			h.logBytes = 0
+		}
+		h.plan()
+	})
+	if werr != nil {
+		err = werr
 	}
 	if err != nil {
 		return fmt.Errorf("renew the log: %w", err)
 	}
-	return h.Checkpoint(ctx)
+	return nil
 }
 
 // plan says when the next checkpoint is due.

@@ -325,20 +325,28 @@ func FuzzReadHarmed(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { feed.ReadHarmed(b) })
 }
 
-// A log whose last group is harmed on the disk goes on from the state in memory: that group
-// is then one that a checkpoint stands for.
-func TestRenewLeavesNoGroupWithoutACheckpoint(t *testing.T) {
+// A log whose files are damaged goes on from the state in memory: the new one holds a group
+// of its own, and a checkpoint that stands for all.
+func TestRenewWritesAllThatIsInMemory(t *testing.T) {
 	log := feedtest.NewMemory()
 	h := open(t, log, hub.Options{})
 	for n := range 3 {
-		write(t, h, put("todos", fmt.Sprint(n), `{}`))
+		write(t, h, as(fmt.Sprint("id", n), put("todos", fmt.Sprint(n), `{}`)))
 	}
 	before, head := rows(t, h, "todos"), h.Stats().Head
-	if err := h.Renew(t.Context()); err != nil {
+	if err := h.Renew(t.Context(), func(ctx context.Context, save func(context.Context) error) error {
+		log.Harm(func(groups [][]byte) [][]byte { // what was there can't be read any more
+			for i := range groups {
+				groups[i] = []byte("harmed")
+			}
+			return groups
+		})
+		if err := save(ctx); err != nil {
+			return err
+		}
+		return log.Trim(ctx, 4)
+	}); err != nil {
 		t.Fatal(err)
-	}
-	if n := log.Held(); n != 1 {
-		t.Errorf("%d groups are held beside the checkpoint's own", n-1)
 	}
 	if got := h.Stats().Head; got != head {
 		t.Errorf("an empty group took the sequences up to %d", got)
@@ -347,5 +355,9 @@ func TestRenewLeavesNoGroupWithoutACheckpoint(t *testing.T) {
 	again := open(t, log, hub.Options{})
 	if got := rows(t, again, "todos"); !slices.Equal(got[:3], before) || len(got) != 4 {
 		t.Errorf("%q, before %q", got, before)
+	}
+	no := errors.New("no")
+	if err := h.Renew(t.Context(), func(context.Context, func(context.Context) error) error { return no }); !errors.Is(err, no) {
+		t.Errorf("%v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"time"
 )
 
 // checkAnswers checks each change by itself: one effect, one answer.
@@ -44,10 +45,23 @@ func (c *checker) checkShape(w *Write) {
 		if w.Atomic && good != 0 && good != len(w.Changes) {
 			c.violate("part", "of the transaction %s/%s, %d of %d changes were taken", w.Client, w.Changes[0].ID, good, len(w.Changes))
 		}
-		if w.Atomic && (good == 0) != (a.Status == 409) {
+		if w.Atomic && !fitting(w, a, good) {
 			c.violate("answer", "%s/%s: status %d with %d changes taken", w.Client, w.Changes[0].ID, a.Status, good)
 		}
 	}
+}
+
+// fitting tells whether a status says how many changes were taken.
+func fitting(w *Write, a *Attempt, good int) bool {
+	switch {
+	case good > 0:
+		return a.Status == 200
+	case w.Row && a.Results[0].Status == "missing":
+		return a.Status == 404
+	case w.Row && a.Results[0].Status == "conflict":
+		return a.Status == 412
+	}
+	return a.Status == 409
 }
 
 // gone tells whether an effect was lost with its epoch.
@@ -133,6 +147,9 @@ func (c *checker) checkRepetitions(a *asked) {
 	}
 }
 
+// grain is the server's own for deadlines.
+const grain = time.Millisecond
+
 // decided checks a change against the row that it found.
 func (c *checker) decided(x, was *entry) {
 	if x.asked == nil && x.removed {
@@ -147,7 +164,7 @@ func (c *checker) decided(x, was *entry) {
 	if x.asked != nil {
 		// A modify without a time of its own leaves the row the time that it has.
 		if ch := x.asked.change(); ch.TTL > 0 {
-			x.dies = x.asked.sent() + ch.TTL
+			x.dies = x.asked.sent() + ch.TTL - grain
 		} else if ch.Op == "modify" && was != nil {
 			x.dies, x.old = was.dies, was.old
 		}
@@ -156,6 +173,9 @@ func (c *checker) decided(x, was *entry) {
 		return
 	}
 	ch := x.asked.change()
+	if was != nil && was.dies > 0 && was.dies <= x.to {
+		return // it may have gone by itself before, and nobody was told
+	}
 	there := was != nil
 	switch {
 	case ch.Op == "insert" && there:

@@ -37,13 +37,17 @@ func Check(h *History) Report {
 	}
 	c.gather()
 	for _, e := range c.epochs {
+		e.sort()
+		e.bound()
 		c.build(e)
+		e.mortal()
 	}
 	for i, e := range c.epochs[1:] {
 		c.cut(c.epochs[i], e)
 	}
 	c.checkStarts()
 	c.checkAnswers()
+	c.checkRefusals()
 	c.checkStreams()
 	c.checkFinal()
 	return c.report
@@ -96,6 +100,7 @@ type epoch struct {
 	acks    []ack               // by time
 	claimed map[rowKey]*entry   // of base rows, as pseudo changes
 	groups  map[*Write][]*entry // of atomic writes with several changes
+	late    []*entry            // rows that may have stayed too long
 }
 
 type point struct {
@@ -124,6 +129,10 @@ type entry struct {
 	next    *entry        // the same row's next change
 	dies    time.Duration // before that, the row does not go by itself; 0: it never does
 	old     bool          // it is from an epoch before, so nobody knows when it goes
+	due     time.Duration // after that, the row should have gone; 0: it stays, or nobody knows
+	told    bool          // that it is there after that
+	from    time.Duration // it came to be between from and to
+	to      time.Duration
 }
 
 func (e *entry) String() string {
@@ -179,7 +188,13 @@ func (c *checker) indexWrites() {
 				}
 			}
 		}
-		if last := w.Attempts[len(w.Attempts)-1]; c.h.Final != nil && !slices.ContainsFunc(w.Attempts, func(a Attempt) bool { return len(a.Results) > 0 }) {
+		if slices.ContainsFunc(w.Attempts, func(a Attempt) bool { return len(a.Results) > 0 }) {
+			continue
+		}
+		for _, ch := range w.Changes {
+			c.contested[rowKey{ch.Collection, ch.Key}] = true // nobody knows whether it happened
+		}
+		if last := w.Attempts[len(w.Attempts)-1]; c.h.Final != nil {
 			c.violate("unanswered", "%s/%s: %d attempts, the last had status %d", w.Client, w.Changes[0].ID, len(w.Attempts), last.Status)
 		}
 	}
@@ -356,9 +371,12 @@ func (e *epoch) acknowledged(before time.Duration) uint64 {
 	return e.acks[i-1].max
 }
 
-// build sorts an epoch's changes and plays them.
-func (c *checker) build(e *epoch) {
+func (e *epoch) sort() {
 	e.order = slices.SortedFunc(maps.Values(e.at), func(a, b *entry) int { return cmp.Compare(a.seq, b.seq) })
+}
+
+// build plays an epoch's changes.
+func (c *checker) build(e *epoch) {
 	now := make(map[rowKey]*entry)
 	prints := make(map[string]uint64)
 	var whole uint64
@@ -602,8 +620,9 @@ func (c *checker) differences(before *epoch, at uint64, e *epoch) string {
 	return fmt.Sprintf("%s%d differences", text, n)
 }
 
-// compare holds rows against the model at a cursor, and says how they differ.
-func (c *checker) compare(e *epoch, seq uint64, collection string, rows map[string]Row, who, missing string) {
+// compare holds rows against the model at a cursor, as they were at a moment, and says
+// how they differ.
+func (c *checker) compare(e *epoch, seq uint64, now time.Duration, collection string, rows map[string]Row, who, missing string) {
 	want := e.rows(collection, seq)
 	told, excused := 0, 0
 	tell := func(rule, format string, args ...any) {
@@ -616,6 +635,8 @@ func (c *checker) compare(e *epoch, seq uint64, collection string, rows map[stri
 		switch r, ok := rows[key]; {
 		case !ok && c.unseen[x.row]:
 			excused++ // a remove that was refused, delivered once more, and whose answer got lost
+		case !ok && x.dies > 0 && x.dies <= now:
+			excused++ // it went by itself, and was written anew before anybody was told
 		case !ok:
 			tell(missing, "%s is not there", x)
 		case r.Seq < x.seq:

@@ -61,13 +61,47 @@ func (s *story) unknown(w *oracle.Write) {
 	w.Attempts = append(w.Attempts, oracle.Attempt{Sent: s.tick(), Answered: s.tick()})
 }
 
-// refused is an attempt that was refused.
-func (s *story) refused(w *oracle.Write, status string) {
+// refused is an attempt that was refused, as the row is not there.
+func (s *story) refused(w *oracle.Write, status string) { s.shown(w, status, 0, "") }
+
+// shown is an attempt that was refused and shown a row.
+func (s *story) shown(w *oracle.Write, status string, seq uint64, value string) {
 	a := oracle.Attempt{Sent: s.tick(), Answered: s.tick(), Status: 409}
 	for _, c := range w.Changes {
-		a.Results = append(a.Results, oracle.Result{ID: c.ID, Status: status, Key: c.Key})
+		a.Results = append(a.Results, oracle.Result{ID: c.ID, Status: status, Key: c.Key, Seq: seq, Value: value})
 	}
 	w.Attempts = append(w.Attempts, a)
+}
+
+// ask is a request that was not sent yet.
+func (s *story) ask(c oracle.Change) *oracle.Write {
+	w := &oracle.Write{Client: "c", Atomic: true, Changes: []oracle.Change{c}}
+	s.Writes = append(s.Writes, w)
+	return w
+}
+
+func insert(row string, n int) oracle.Change {
+	c := put(row, n)
+	c.Op = "insert"
+	return c
+}
+
+func modify(row string, n int) oracle.Change {
+	c := put(row, n)
+	c.ID, c.Op = fmt.Sprintf("modify-%s-%d", row, n), "modify"
+	return c
+}
+
+// when is a change under the condition that the row is at seq.
+func when(c oracle.Change, seq uint64) oracle.Change {
+	c.If = &seq
+	return c
+}
+
+// mortal is a change whose row lives for a second.
+func mortal(c oracle.Change) oracle.Change {
+	c.TTL = time.Second
+	return c
 }
 
 // stream is a connection of f to both collections.
@@ -351,18 +385,9 @@ var told = []struct {
 		s.attempt(w, "eeee", 1, "duplicate")
 	}},
 	{"effect", "a refused change takes effect", func(s *story) {
-		s.start("eeee")
-		w := &oracle.Write{Client: "c", Atomic: true, Changes: []oracle.Change{put("a:1", 1)}}
-		s.Writes = append(s.Writes, w)
-		s.refused(w, "conflict")
-		s.stream(1, "", open("eeee"), frame(1, put("a:1", 1)))
+		refusedOnce(s, false)
 	}, func(s *story) {
-		s.start("eeee")
-		w := &oracle.Write{Client: "c", Atomic: true, Changes: []oracle.Change{put("a:1", 1)}}
-		s.Writes = append(s.Writes, w)
-		s.refused(w, "conflict")
-		s.attempt(w, "eeee", 1, "ok") // what was refused is not remembered
-		s.stream(1, "", open("eeee"), frame(1, put("a:1", 1)))
+		refusedOnce(s, true) // what was refused is not remembered
 	}},
 	{"effect", "what was lost with an epoch is written again, and so is what was not", func(s *story) {
 		lossy(s, 1)
@@ -406,6 +431,147 @@ var told = []struct {
 		s.Writes = append(s.Writes, w)
 		s.unknown(w)
 		s.refused(w, "exists")
+	}},
+	{"refusal", "missing, and it was there all the time", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.refused(s.ask(modify("a:1", 2)), "missing")
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		w, gone := s.ask(modify("a:1", 2)), s.ask(remove("a:1", 3)) // at the same time
+		s.attempt(gone, "eeee", 2, "ok")
+		s.refused(w, "missing")
+		w.Attempts[0].Sent = gone.Attempts[0].Sent
+	}},
+	{"refusal", "exists, and it was removed before", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.write("eeee", 2, remove("a:1", 2))
+		s.shown(s.ask(insert("a:1", 3)), "exists", 1, `{"n":1}`)
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.shown(s.ask(insert("a:1", 3)), "exists", 1, `{"n":1}`)
+		s.write("eeee", 2, remove("a:1", 2))
+	}},
+	{"refusal", "a conflict, and the row is as it had to be", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.shown(s.ask(when(put("a:1", 2), 1)), "conflict", 1, `{"n":1}`)
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.write("eeee", 2, put("a:1", 2))
+		s.shown(s.ask(when(put("a:1", 3), 1)), "conflict", 2, `{"n":2}`)
+	}},
+	{"refusal", "a conflict without a condition", func(s *story) {
+		s.start("eeee")
+		s.refused(s.ask(put("a:1", 1)), "conflict")
+	}, func(s *story) {
+		s.start("eeee")
+		s.refused(s.ask(when(put("a:1", 1), 7)), "conflict")
+	}},
+	{"refusal", "the row that is shown is old", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.write("eeee", 2, put("a:1", 2))
+		s.shown(s.ask(insert("a:1", 3)), "exists", 1, `{"n":1}`)
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.write("eeee", 2, put("a:1", 2))
+		s.shown(s.ask(insert("a:1", 3)), "exists", 2, `{"n":2}`)
+	}},
+	{"refusal", "the row that is shown has another value", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		s.shown(s.ask(insert("a:1", 3)), "exists", 1, `{"n":2}`)
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, put("a:1", 1))
+		w := s.ask(insert("a:1", 3)) // what may have met itself proves nothing
+		s.unknown(w)
+		s.shown(w, "exists", 1, `{"n":2}`)
+	}},
+	{"refusal", "a row that was never there, and no loss explains it", func(s *story) {
+		s.start("eeee")
+		s.shown(s.ask(insert("a:1", 1)), "exists", 1, `{"n":2}`)
+	}, func(s *story) {
+		s.start("eeee")
+		s.shown(s.ask(insert("a:1", 1)), "exists", 1, `{"n":2}`)
+		n := s.start("ffff") // with it went the row that was shown
+		n.NewEpoch, n.Loss, n.Base = true, true, rows("ffff-0")
+	}},
+	{"refusal", "missing before its time to live is over", func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, mortal(put("a:1", 1)))
+		s.refused(s.ask(modify("a:1", 2)), "missing")
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, mortal(put("a:1", 1)))
+		s.now += time.Second
+		s.refused(s.ask(modify("a:1", 2)), "missing")
+	}},
+	{"refusal", "aborted by nothing", func(s *story) {
+		s.start("eeee")
+		s.refused(s.ask(put("a:1", 1)), "aborted")
+	}, func(s *story) {
+		s.start("eeee")
+		w := s.ask(put("a:1", 1))
+		w.Changes = append(w.Changes, modify("a:2", 2))
+		s.refused(w, "missing")
+		w.Attempts[0].Results[0].Status = "aborted"
+	}},
+	{"answer", "a single row that is missing is a conflict", func(s *story) {
+		s.start("eeee")
+		w := s.ask(modify("a:1", 1))
+		w.Row = true
+		s.refused(w, "missing")
+	}, func(s *story) {
+		s.start("eeee")
+		w := s.ask(modify("a:1", 1))
+		w.Row = true
+		s.refused(w, "missing")
+		w.Attempts[0].Status = 404
+	}},
+	{"answer", "an id that was used, and was not", func(s *story) {
+		s.start("eeee")
+		s.refused(s.ask(modify("a:1", 1)), "id-reused")
+	}, func(s *story) {
+		s.start("eeee")
+		s.refused(s.ask(modify("a:1", 1)), "missing")
+	}},
+	{"late", "a row is held long after its time", func(s *story) {
+		s.start("eeee")
+		x := mortal(put("a:1", 1))
+		s.write("eeee", 1, x)
+		s.now += 7 * time.Second
+		s.stream(1, "", open("eeee"), frame(1, x), live("eeee-1"))
+	}, func(s *story) {
+		s.start("eeee")
+		x, y := mortal(put("a:1", 1)), put("a:1", 2)
+		s.write("eeee", 1, x)
+		s.write("eeee", 2, y) // it stays
+		s.now += 7 * time.Second
+		s.stream(1, "", open("eeee"), frame(2, y), live("eeee-2"))
+	}},
+	{"late", "a row outlives a restart", func(s *story) {
+		outlived(s, 3*time.Second)
+	}, func(s *story) {
+		outlived(s, 0) // it was down until now
+	}},
+	{"late", "the final rows have one whose time is over", func(s *story) {
+		s.start("eeee")
+		x := mortal(put("a:1", 1))
+		s.write("eeee", 1, x)
+		s.now += 7 * time.Second
+		s.final(rows("eeee-1", row(1, x)))
+	}, func(s *story) {
+		s.start("eeee")
+		s.write("eeee", 1, mortal(put("a:1", 1)))
+		s.now += 7 * time.Second
+		s.final(rows("eeee-1")) // it went, and nobody was told
 	}},
 	{"decision", "an insert of a row that is there", func(s *story) {
 		s.start("eeee")
@@ -564,12 +730,39 @@ func gone(s *story, twice bool) {
 	s.start("eeee")
 	x, y := put("a:1", 1), put("a:2", 2)
 	s.write("eeee", 1, x)
-	w := &oracle.Write{Client: "c", Atomic: true, Changes: []oracle.Change{remove("a:1", 2)}}
-	s.Writes = append(s.Writes, w)
-	s.refused(w, "conflict")
+	w := s.ask(when(remove("a:1", 2), 9))
+	s.shown(w, "conflict", 1, x.Value)
 	w.Attempts[0].Twice = twice
 	s.write("eeee", 3, y)
 	s.stream(1, "", open("eeee"), frame(3, y), live("eeee-3"))
+}
+
+// refusedOnce has an insert refused, the row go, and the insert in the log all the same;
+// it may have been sent again.
+func refusedOnce(s *story, again bool) {
+	s.start("eeee")
+	s.write("eeee", 1, put("a:1", 1))
+	x := insert("a:1", 2)
+	w := s.ask(x)
+	s.shown(w, "exists", 1, `{"n":1}`)
+	s.write("eeee", 2, remove("a:1", 3))
+	if again {
+		s.attempt(w, "eeee", 3, "ok")
+	}
+	s.stream(1, "", open("eeee"), frame(3, x))
+}
+
+// outlived modifies a row, which leaves it its time, and looks at it a while after a
+// restart long after that.
+func outlived(s *story, after time.Duration) {
+	s.start("eeee")
+	y := modify("a:1", 2)
+	s.write("eeee", 1, mortal(put("a:1", 1)))
+	s.write("eeee", 2, y)
+	s.now += 7 * time.Second
+	s.start("eeee")
+	s.now += after
+	s.stream(1, "", open("eeee"), frame(2, y), live("eeee-2"))
 }
 
 // lossy loses sequence 2 with an epoch; the n-th write is written again in the new one.

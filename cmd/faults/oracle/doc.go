@@ -26,6 +26,7 @@
 //	stranger     something is there that nobody wrote, or nobody could have
 //	effect       a change took effect twice, or after it was refused
 //	answer       a repetition was answered in another way than the first time
+//	refusal      a change was refused without a reason, or shown a row that was not there
 //	decision     a change was taken that had to be refused, or its row is not what it asked for
 //	function     one sequence of one epoch means two things
 //	back         a sequence went back within an epoch
@@ -33,7 +34,10 @@
 //	reset        a reset without a reason, or a reason without a reset
 //	epoch        an epoch that no fault allows, or that should be over
 //	early        a row went before its time to live was over
+//	late         a row stayed long after its time to live was over
 //	converge     a follower did not come to the final rows
 //	start        the server did not start as it had to
 //	unanswered   a write was never answered
+//	history      the history lacks a change without a word, or has one that was not
+//	scrub        damage to a file that is open was missed, or not mended
 package oracle

@@ -24,6 +24,7 @@ type History struct {
 type Write struct {
 	Client   string
 	Atomic   bool
+	Row      bool // by the address of its one row, where each refusal has a status of its own
 	Changes  []Change
 	Attempts []Attempt
 }

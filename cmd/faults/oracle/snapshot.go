@@ -45,13 +45,14 @@ func (c *checker) checkSnapshot(e *epoch, s *Snapshot, who string, acknowledged 
 	}
 	for collection := range rows {
 		if e.lines[collection] == nil {
-			c.compare(e, at.seq, collection, rows[collection], who, "lost")
+			c.compare(e, at.seq, s.Taken+overdue, collection, rows[collection], who, "lost")
 		}
 	}
 	for _, collection := range e.collections() {
 		// What was acknowledged counts, also where the server says that it is not so far.
 		if prints[collection] != printAt(e.lines[collection], max(at.seq, acknowledged)) {
-			c.compare(e, max(at.seq, acknowledged), collection, rows[collection], who, "lost")
+			c.compare(e, max(at.seq, acknowledged), s.Taken+overdue, collection, rows[collection], who, "lost")
 		}
 	}
+	c.checkLate(e, at.seq, s.Taken, who, func(k rowKey) uint64 { return rows[k.collection][k.key].Seq })
 }

@@ -299,6 +299,9 @@ func (r *reading) excused(m *entry, now time.Duration) bool {
 	if m.next != nil && (m.next.asked == nil || m.next.asked.sent() < now) {
 		return true
 	}
+	if m.dies > 0 && m.dies <= now {
+		return true // it may have gone by itself
+	}
 	_, held := r.f.of(m.row.collection).rows[m.row.key]
 	return m.removed && !held
 }
@@ -339,10 +342,16 @@ func (r *reading) live(x *Frame) {
 		s := r.f.of(collection)
 		if s.print != printAt(r.e.lines[collection], at.seq) && !r.f.wrong[collection] {
 			r.f.wrong[collection] = true
-			r.compare(r.e, at.seq, collection, s.rows, r.who+" is live", "gap")
+			r.compare(r.e, at.seq, x.At, collection, s.rows, r.who+" is live", "gap")
 		}
 		r.f.seen[collection] = max(r.f.seen[collection], at.seq)
 	}
+	r.checkLate(r.e, at.seq, x.At, r.who, func(k rowKey) uint64 {
+		if !r.f.places[k.collection] {
+			return 0
+		}
+		return r.f.of(k.collection).rows[k.key].Seq
+	})
 	r.f.live = at
 	r.position, r.checked, r.got, r.gotAt = max(r.position, at.seq), at.seq, nil, nil
 }
