@@ -114,17 +114,20 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	if last := position(state.LastSeq); at == 0 || at > last {
 		return doing(fmt.Errorf("the log holds groups up to position %d", last))
 	}
+	n := l.nats.Load()
+	info, err := n.info(ctx, checkpointStream)
+	if err != nil {
+		return doing(err)
+	}
+	if err := l.untouched(ctx, checkpointStream, checkpointSubject, info.State.LastSeq); err != nil {
+		return doing(err)
+	}
 	before, _, err := l.newest(ctx)
 	if err != nil {
 		return doing(err)
 	}
 	if at < before.at {
 		return doing(fmt.Errorf("there is one at %d", before.at))
-	}
-	n := l.nats.Load()
-	info, err := n.info(ctx, checkpointStream)
-	if err != nil {
-		return doing(err)
 	}
 	// A checkpoint that has to be given up half-way keeps its room until the next one.
 	most := before.size + before.size/4

@@ -103,6 +103,7 @@ type Log struct {
 	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
 	space    atomic.Pointer[notReady] // the disk is too full
 	broken   atomic.Pointer[notReady] // the disk fails, or has failed
+	look     chan struct{}            // room for one: the scrub is to look now
 	anew     atomic.Bool              // what is written goes to the new store of Rewrite
 	newMark  mark                     // owned by Rewrite and the Append that it has called: that store's mark
 	mending  sync.Mutex               // held by what stops the server and starts another
@@ -162,6 +163,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		logger:  opts.Logger,
 		locked:  locked,
 		done:    make(chan struct{}),
+		look:    make(chan struct{}, 1),
 		readers: make(map[*reader]struct{}),
 	}
 	if err := l.open(ctx); err != nil {
@@ -418,6 +420,9 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	}
 	if before <= max(1, position(state.FirstSeq)) {
 		return nil // there is nothing before it; the genesis message goes with group 1
+	}
+	if err := l.untouched(ctx, logStream, logSubject, state.LastSeq); err != nil {
+		return fmt.Errorf("trim the log: %w", err)
 	}
 	if err := l.nats.Load().purge(ctx, logStream, sequence(before)); err != nil {
 		return fmt.Errorf("trim the log: %w", err)

@@ -20,6 +20,7 @@ func (l *Log) scrub() {
 		select {
 		case <-l.done:
 			return
+		case <-l.look:
 		case <-wait.C:
 		}
 		began := time.Now()
@@ -145,6 +146,28 @@ func (l *Log) scrubbed(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// untouched tells whether a stream's files may be given to the server to take something out
+// of them: where a record is harmed, it would drop others. It is an error where they may
+// not: the scrub is woken, and sees to it.
+func (l *Log) untouched(ctx context.Context, stream, subject string, upTo uint64) error {
+	v := &verifier{stream: stream, subject: subject}
+	v.harmed = func(h harm) error {
+		if h.after >= upTo {
+			return errEnough // perhaps under way
+		}
+		return v.damage(h)
+	}
+	err := v.run(ctx, l.opts.Dir)
+	if errors.Is(err, feed.ErrDamaged) && l.opts.Scrub > 0 {
+		select {
+		case l.look <- struct{}{}:
+		default:
+		}
+		return fmt.Errorf("left alone until it is mended: %v", err) // which it is not by failing
+	}
+	return err
 }
 
 // curb waits as long as reading n bytes since a moment takes at the scrub's rate.
