@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 
 	"github.com/tidemark-sync/tidemark/broker/history"
@@ -57,25 +58,28 @@ func (r *Remains) Archive(ctx context.Context, opts Options, upTo feed.Position)
 	if opts.History == nil {
 		return nil
 	}
-	h := opts.historyOptions()
-	store, err := history.Open(ctx, h)
+	store, err := history.Open(ctx, opts.historyOptions())
 	if err != nil {
 		return err
 	}
+	return errors.Join(r.archive(ctx, store, upTo, opts.Logger), store.Close())
+}
+
+func (r *Remains) archive(ctx context.Context, store *history.Store, upTo feed.Position, logger *slog.Logger) error {
 	epoch, last := store.Last()
-	err = r.Read(ctx, func(p feed.Position, b []byte) error {
+	err := r.Read(ctx, func(p feed.Position, b []byte) error {
 		if p > upTo || epoch == r.Epoch && p <= last {
 			return nil
 		}
 		if err := store.Add(p, b); err != nil {
-			opts.Logger.Warn("a group of the log that is replaced is not in the history", "position", p, "err", err)
+			logger.Warn("a group of the log that is replaced is not in the history", "position", p, "err", err)
 		}
 		return nil
 	})
-	if err == nil {
-		err = store.Sync()
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, store.Close())
+	return store.Sync()
 }
 
 // historyOptions are those of the store's own history.

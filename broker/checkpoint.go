@@ -119,7 +119,7 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	if err != nil {
 		return doing(err)
 	}
-	if err := l.untouched(ctx, checkpointStream, checkpointSubject, info.State.LastSeq); err != nil {
+	if err := l.untouched(ctx, n, checkpointStream, checkpointSubject, info.State.LastSeq); err != nil {
 		return doing(err)
 	}
 	before, _, err := l.newest(ctx)
@@ -162,7 +162,7 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	}
 	if l.opts.Relaxed {
 		// What goes next is what it stands for.
-		if err := syncTree(filepath.Join(l.opts.Dir, natsName)); err != nil {
+		if err := syncTree(filepath.Join(n.dir, natsName)); err != nil {
 			return doing(err)
 		}
 	}

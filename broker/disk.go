@@ -111,6 +111,8 @@ func (l *Log) settle(ctx context.Context, n *embedded, unknown error) error {
 
 // watch looks after disk and server while the log is open.
 func (l *Log) watch() {
+	ctx, cancel := l.context()
+	defer cancel()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -118,8 +120,12 @@ func (l *Log) watch() {
 		case <-l.done:
 			return
 		case <-l.nats.Load().log.failing.Done():
-			if err := l.mend(); err != nil {
-				return
+			err := l.mend(ctx)
+			if errors.Is(err, feed.ErrDamaged) {
+				l.opts.Damaged(ctx, err)
+			}
+			if l.nats.Load().failing() {
+				return // nothing replaces it any more
 			}
 		case <-tick.C:
 			_ = l.room(0) // kept, for Ready
@@ -150,7 +156,7 @@ func (l *Log) markBroken(err error) {
 
 // mend replaces a server that could not write. It tries until it has succeeded, or the
 // log is closed, or what is on the disk is damaged: the last two are its errors.
-func (l *Log) mend() error {
+func (l *Log) mend(ctx context.Context) error {
 	l.mending.Lock()
 	defer l.mending.Unlock()
 	began := time.Now()
@@ -162,8 +168,6 @@ func (l *Log) mend() error {
 	l.broken.Store(&notReady{why: whyFailing})
 	l.logger.Error("the disk fails; the log takes no writes until it can be written again", "err", why)
 	n.stop()
-	ctx, cancel := l.context()
-	defer cancel()
 	told := time.Now()
 	for {
 		err := l.mended(ctx, n)
@@ -174,7 +178,6 @@ func (l *Log) mend() error {
 			return nil
 		case errors.Is(err, feed.ErrDamaged):
 			l.broken.Store(&notReady{why: whyDamaged, damage: err})
-			l.opts.Damaged(err)
 			return err
 		case time.Since(told) > 10*time.Second:
 			told = time.Now()
@@ -183,7 +186,7 @@ func (l *Log) mend() error {
 		l.broken.Store(&notReady{why: whyFailing})
 		select {
 		case <-time.After(mendEvery):
-		case <-l.done:
+		case <-ctx.Done():
 			return ErrClosed
 		}
 	}
@@ -226,8 +229,8 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 // aside. A server never reads them again: where a record is harmed, it drops others, or
 // asks for all memory that there is.
 //
-// An error says that it did not help: the old files are as they were, and no group is
-// taken any more. Groups that are in no history yet are read from the old files; those
+// An error says that it did not help, and no group is taken any more. The directory then
+// holds the old files as they were, or else the new store, whole. Groups that are in no history yet are read from the old files; those
 // that are harmed are missing from it, and the logger is told.
 func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) error {
 	if err := l.enter(); err != nil {
@@ -300,51 +303,16 @@ func (l *Log) swap(ctx context.Context, fresh string) error {
 		return err
 	}
 	if l.history != nil {
-		if err := l.keepHistory(ctx); err != nil {
+		old := &Remains{Dir: dir, Epoch: l.epoch}
+		if err := old.archive(ctx, l.history, l.high.now().pos, l.logger); err != nil {
 			return err
 		}
 	}
-	aside, err := makeAside(dir, l.epoch)
-	if err != nil {
-		return err
+	aside, err := putInPlace(dir, l.marker, l.epoch)
+	if err == nil {
+		l.logger.Info("the damaged files were put aside", "to", aside)
 	}
-	for _, name := range []string{markerName, highName} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if err == nil {
-			err = writeSynced(filepath.Join(aside, name), b)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	m := l.marker
-	if m.Moving, err = filepath.Rel(dir, aside); err != nil {
-		return err
-	}
-	if err := writeMarker(dir, m); err != nil { // from here on it is the new log's directory
-		return err
-	}
-	l.logger.Info("the damaged files were put aside", "to", aside)
-	return finishMove(dir, &m)
-}
-
-// keepHistory adds to the history what is left of the log in its files.
-func (l *Log) keepHistory(ctx context.Context) error {
-	epoch, last := l.history.Last()
-	v := &verifier{stream: logStream, subject: logSubject, harmed: func(harm) error { return nil }}
-	v.each = func(_ string, _ int, seq uint64, data []byte) error {
-		if seq == 1 || epoch == l.epoch && position(seq) <= last {
-			return nil
-		}
-		if err := l.history.Add(position(seq), data); err != nil {
-			l.logger.Error("a group is not in the history", "position", position(seq), "err", err)
-		}
-		return nil
-	}
-	if err := v.run(ctx, l.opts.Dir); err != nil {
-		return err
-	}
-	return l.history.Sync()
+	return err
 }
 
 // probe writes, syncs and removes a file of the size of a group.

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -54,6 +55,9 @@ func (l *Log) Consumers(ctx context.Context) (n int, err error) {
 
 // Subscriptions is how many subscriptions the connection to the server has.
 func (l *Log) Subscriptions() int { return l.nats.Load().nc.NumSubscriptions() }
+
+// FailServer has the server say that it can't write.
+func (l *Log) FailServer() { l.nats.Load().log.fail(errors.New("told to fail")) }
 
 // CutConnection makes the server hang up.
 func (l *Log) CutConnection() error { return l.nats.Load().nc.ForceReconnect() }

@@ -38,9 +38,9 @@ type Options struct {
 	// is harmed on the disk is found before it is needed. 0: 6 h. Below 0: never.
 	Scrub time.Duration
 	// Damaged is told what the scrub finds, and what is found when a disk that failed is
-	// back, as a *feed.Damage. It is called by one goroutine, which Close waits for. nil:
-	// the logger alone is told.
-	Damaged func(error)
+	// back, as a *feed.Damage. Close waits for it; its context ends then. nil: the logger
+	// alone is told.
+	Damaged func(context.Context, error)
 
 	// History keeps what is trimmed, in the directory history; its own Dir and Logger are
 	// not looked at. nil: what is trimmed is gone.
@@ -69,7 +69,7 @@ func (o *Options) validate() error {
 		o.Scrub = 6 * time.Hour
 	}
 	if o.Damaged == nil {
-		o.Damaged = func(error) {}
+		o.Damaged = func(context.Context, error) {}
 	}
 	if o.maxStore == 0 {
 		o.maxStore = 1 << 60
@@ -359,8 +359,11 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 		return 0, doing(n.certainly(err))
 	}
 	if err := n.publish(ctx, logStream, logSubject, sequence(after), group); err != nil {
-		if errors.Is(err, feed.ErrUnknown) && n.failing() {
+		if errors.Is(err, feed.ErrUnknown) && n.failing() && !l.anew.Load() {
 			err = l.settle(ctx, n, err)
+		}
+		if l.anew.Load() {
+			err = fmt.Errorf("%w: %w", feed.ErrNotWritten, err) // that store does not count yet, and will not
 		}
 		return 0, doing(err)
 	}
@@ -421,7 +424,7 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if before <= max(1, position(state.FirstSeq)) {
 		return nil // there is nothing before it; the genesis message goes with group 1
 	}
-	if err := l.untouched(ctx, logStream, logSubject, state.LastSeq); err != nil {
+	if err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq); err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}
 	if err := l.nats.Load().purge(ctx, logStream, sequence(before)); err != nil {

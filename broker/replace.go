@@ -59,26 +59,39 @@ func Replace(ctx context.Context, opts Options, fill func(*Log) error) (aside st
 		_ = os.RemoveAll(fresh.Dir) // it is in nobody's way
 		return "", doing(err)
 	}
-	m := l.marker
-	m.Relaxed = false
+	if aside, err = putInPlace(dir, l.marker, old.Epoch); err != nil {
+		return "", doing(err)
+	}
+	return aside, nil
+}
+
+// putInPlace puts the log of the directory new, whose marker is m, in the place of what is
+// there, which goes to a directory below aside with copies of its marker and its mark; ""
+// where there is nothing. A crash leaves the one log or the other.
+func putInPlace(dir string, m marker, old feed.Epoch) (aside string, err error) {
+	m.Moving = "."
 	if hasLog(dir) {
-		if aside, err = makeAside(dir, old.Epoch); err != nil {
-			return "", doing(err)
+		if aside, err = makeAside(dir, old); err != nil {
+			return "", err
 		}
-		// Its marker goes first, as a copy: what is moved later belongs to it.
-		if b, rerr := os.ReadFile(filepath.Join(dir, markerName)); rerr == nil {
-			if err := writeSynced(filepath.Join(aside, markerName), b); err != nil {
-				return "", doing(err)
+		for _, name := range []string{markerName, highName} {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				err = writeSynced(filepath.Join(aside, name), b)
+			}
+			if err != nil {
+				return "", err
 			}
 		}
 		if m.Moving, err = filepath.Rel(dir, aside); err != nil {
-			return "", doing(err)
+			return "", err
 		}
-	} else {
-		m.Moving = "."
 	}
 	if err := writeMarker(dir, m); err != nil { // from here on it is the new log's directory
-		return "", doing(err)
+		return "", err
 	}
 	return aside, finishMove(dir, &m)
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/broker"
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -203,7 +204,7 @@ func TestRewriteLeavesOutWhatTheCheckpointStandsFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := memoryDir(t)
 			var told error
-			l := openWith(t, broker.Options{Dir: dir, Damaged: func(err error) { told = err }})
+			l := openWith(t, broker.Options{Dir: dir, Damaged: func(_ context.Context, err error) { told = err }})
 			c := &chain{epoch: l.Epoch()}
 			add := func(n int) {
 				for range n {
@@ -401,5 +402,89 @@ func TestRewriteLosesNothingWhereverABitFlips(t *testing.T) {
 		}
 		closeLog(t, l)
 		remove(t, dir)
+	}
+}
+
+// While a new store is written its disk may fail too: then it is known that nothing was
+// written to the log that counts, and nobody waits for the outcome.
+func TestRewriteOnADiskThatFailsTooEnds(t *testing.T) {
+	dir := memoryDir(t)
+	l := open(t, dir)
+	c := fill(t, l, 3)
+	var appended error
+	err := l.Rewrite(t.Context(), func(ctx context.Context) error {
+		defer l.SetTimeout(time.Nanosecond)() // no answer comes in time
+		after := c.pos
+		_, appended = l.Append(ctx, after, c.next(1, 10))
+		return appended
+	})
+	if err == nil || !errors.Is(appended, feed.ErrNotWritten) {
+		t.Fatalf("%v, and the append: %v", err, appended)
+	}
+}
+
+// Whoever is told of damage may have to wait for what never comes: closing ends that.
+func TestCloseEndsWhoeverIsToldOfDamage(t *testing.T) {
+	dir := memoryDir(t)
+	told := make(chan error, 1)
+	l := openWith(t, broker.Options{Dir: dir, Scrub: 20 * time.Millisecond, Damaged: func(ctx context.Context, err error) {
+		told <- err
+		<-ctx.Done()
+	}})
+	fill(t, l, 9)
+	blk := filepath.Join(dir, logDir, "msgs/1.blk")
+	b := read(t, blk)
+	b[len(b)/2] ^= 1
+	write(t, blk, b)
+	if err := <-told; !errors.Is(err, feed.ErrDamaged) {
+		t.Error(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		closeLog(t, l)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it never closes")
+	}
+}
+
+// A disk that failed comes back with damage: it is mended from memory like any other, and
+// the next time that the disk fails the log comes back as well.
+func TestDamageOfADiskThatFailedIsMendedToo(t *testing.T) {
+	dir := memoryDir(t)
+	var l *broker.Log
+	var c *chain
+	mended := make(chan error, 1)
+	l = openWith(t, broker.Options{Dir: dir, Scrub: -1, Damaged: func(ctx context.Context, err error) {
+		mended <- l.Rewrite(ctx, func(ctx context.Context) error {
+			grow(t, l, c, 1)
+			return l.SaveCheckpoint(ctx, c.pos, onePart(c.state()))
+		})
+	}})
+	c = fill(t, l, 9)
+	l.FailServer()
+	comesBack(t, l, c)
+	blk := filepath.Join(dir, logDir, "msgs/1.blk")
+	b := read(t, blk)
+	b[len(b)/2] ^= 1
+	write(t, blk, b)
+	l.FailServer()
+	select {
+	case err := <-mended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it is never mended")
+	}
+	comesBack(t, l, c)
+	l.FailServer()
+	comesBack(t, l, c)
+	closeLog(t, l)
+	if got, err := restore(open(t, dir)); err != nil || *got != *c {
+		t.Fatal(got, err)
 	}
 }

@@ -29,7 +29,7 @@ func (l *Log) scrub() {
 			l.logger.Info("all files are as they were written", "took", time.Since(began).Round(time.Millisecond))
 		case errors.Is(err, feed.ErrDamaged):
 			l.logger.Error("the files of the log are damaged", "err", err)
-			if l.opts.Damaged(err); errors.Is(l.Scrub(ctx), feed.ErrDamaged) {
+			if l.opts.Damaged(ctx, err); errors.Is(l.Scrub(ctx), feed.ErrDamaged) {
 				return // it was told, once
 			}
 		case ctx.Err() == nil:
@@ -151,7 +151,7 @@ func (l *Log) scrubbed(ctx context.Context) error {
 // untouched tells whether a stream's files may be given to the server to take something out
 // of them: where a record is harmed, it would drop others. It is an error where they may
 // not: the scrub is woken, and sees to it.
-func (l *Log) untouched(ctx context.Context, stream, subject string, upTo uint64) error {
+func (l *Log) untouched(ctx context.Context, n *embedded, stream, subject string, upTo uint64) error {
 	v := &verifier{stream: stream, subject: subject}
 	v.harmed = func(h harm) error {
 		if h.after >= upTo {
@@ -159,7 +159,7 @@ func (l *Log) untouched(ctx context.Context, stream, subject string, upTo uint64
 		}
 		return v.damage(h)
 	}
-	err := v.run(ctx, l.opts.Dir)
+	err := v.run(ctx, n.dir)
 	if errors.Is(err, feed.ErrDamaged) && l.opts.Scrub > 0 {
 		select {
 		case l.look <- struct{}{}:

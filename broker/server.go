@@ -48,6 +48,7 @@ type embedded struct {
 	// Static after construction.
 	srv     *server.Server
 	nc      *nats.Conn
+	dir     string        // below which its files are
 	timeout time.Duration // of each request
 	log     *serverLog
 	stopped sync.Once
@@ -86,7 +87,7 @@ func startServer(dir string, opts Options) (*embedded, error) {
 		return nil, fmt.Errorf("configure the embedded NATS server: %w", err)
 	}
 	srv.SetLoggerV2(logger, false, false, false)
-	e := &embedded{srv: srv, timeout: opts.Timeout, log: logger, cut: make(chan struct{})}
+	e := &embedded{srv: srv, dir: dir, timeout: opts.Timeout, log: logger, cut: make(chan struct{})}
 	srv.Start()
 	if why := logger.fatal.Load(); why != nil {
 		e.stop()

@@ -418,16 +418,11 @@ func (v *verifier) torn(b []byte, at int) bool {
 	message := len(rest) >= recordHead+len(v.subject) &&
 		(int(binary.LittleEndian.Uint16(rest[20:])) == len(v.subject) || string(rest[recordHead:recordHead+len(v.subject)]) == v.subject)
 	marks := false
-	for i := 1; i+recordMin <= len(rest); i++ {
-		// A hash is computed only where the lengths of a record could be.
-		if n := int(binary.LittleEndian.Uint16(rest[i+20:])); n != 0 && n != len(v.subject) {
-			continue
-		}
-		_, seq, ok := v.record(rest[i:])
-		if ok && (seq&isMark == 0 || message) {
+	for i := v.next(rest); i < len(rest); i += v.next(rest[i:]) {
+		if _, seq, _ := v.record(rest[i:]); seq&isMark == 0 || message {
 			return false // it was written when this one had long been durable
 		}
-		marks = marks || ok
+		marks = true
 	}
 	if marks {
 		return true // marks are written many at a time; without them, more is kept than need be

@@ -196,18 +196,28 @@ func playAnew(t *testing.T, r *recorder, env []string, seed uint64) error {
 	return nil
 }
 
-func playOutage(t *testing.T, r *recorder, env []string, seed uint64) error {
+// onForgetful starts a server on a disk that forgets what was not flushed; nil where it
+// does not start, which was noted.
+func onForgetful(t *testing.T, r *recorder, env []string) (*machine, *server, error) {
 	m, err := newMachine(t)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if m.disk == nil {
-		return errors.New("without FUSE a disk forgets nothing")
+		return nil, nil, errors.New("without FUSE a disk forgets nothing")
 	}
 	s := newServer(t, r, m.data(), "--disk-reserve", "1MiB")
 	s.env = env
 	if s.start(fault{what: "the first start"}) != nil {
-		return nil
+		return m, nil, nil
+	}
+	return m, s, nil
+}
+
+func playOutage(t *testing.T, r *recorder, env []string, seed uint64) error {
+	m, s, err := onForgetful(t, r, env)
+	if err != nil || s == nil {
+		return err
 	}
 	rng := rand.New(rand.NewPCG(seed, 5))
 	w := begin(t, r, s, seed, load{})
@@ -232,17 +242,9 @@ func playOutage(t *testing.T, r *recorder, env []string, seed uint64) error {
 // out to have lost what it had said was safe. Nobody can bring that back; but a good
 // server knows that it is missing, and does not start.
 func playTailCut(t *testing.T, r *recorder, env []string, seed uint64) error {
-	m, err := newMachine(t)
-	if err != nil {
+	m, s, err := onForgetful(t, r, env)
+	if err != nil || s == nil {
 		return err
-	}
-	if m.disk == nil {
-		return errors.New("without FUSE a disk forgets nothing")
-	}
-	s := newServer(t, r, m.data(), "--disk-reserve", "1MiB")
-	s.env = env
-	if s.start(fault{what: "the first start"}) != nil {
-		return nil
 	}
 	rng := rand.New(rand.NewPCG(seed, 6))
 	w := begin(t, r, s, seed, load{followers: 2})

@@ -138,15 +138,15 @@ func (r *RestoreCmd) Run(ctx context.Context, std stdio) error {
 	if _, err := broker.Replace(ctx, broker.Options{Dir: r.Data}, func(log *broker.Log) error { return rebuilt.Save(ctx, log) }); err != nil {
 		return err
 	}
-	remains, s, err := survey(ctx, r.Data, false)
+	s, err := survey(ctx, r.Data, false)
 	if err != nil {
 		return fmt.Errorf("verify what was restored: %w", err)
 	}
-	defer remains.Close()
+	defer s.remains.Close()
 	if !s.whole() || s.rebuilt.Rows != header.Rows {
 		return fmt.Errorf("what was restored is not what was backed up: %d rows instead of %d; %v", s.rebuilt.Rows, header.Rows, s.lines())
 	}
-	p.end("%d rows of epoch %s, now of epoch %s; verified", header.Rows, header.Epoch, remains.Epoch)
+	p.end("%d rows of epoch %s, now of epoch %s; verified", header.Rows, header.Epoch, s.remains.Epoch)
 	return nil
 }
 

@@ -11,31 +11,21 @@ import (
 // keeper acts on what is found wrong with the files while the server runs.
 type keeper struct {
 	logger *slog.Logger
-	done   chan struct{} // closed when the server stops
 	hub    chan *hub.Hub // room for one: given once the log is read back
 	log    *broker.Log   // set before hub is given
 }
 
-// damaged is told of damage, by one of the log's own goroutines. The rows in memory are
-// whole: written down anew, they take the place of the files that are damaged. Where that
-// does not help, the server serves no more.
-func (k *keeper) damaged(err error) {
+// damaged is told of damage, by one of the log's own goroutines; ctx ends when the log is
+// closed. The rows in memory are whole: written down anew, they take the place of the
+// files that are damaged. Where that does not help, the server serves no more.
+func (k *keeper) damaged(ctx context.Context, err error) {
 	var h *hub.Hub
 	select {
 	case h = <-k.hub:
 		k.hub <- h
-	case <-k.done:
-		return
+	case <-ctx.Done():
+		return // the log was not read back: whoever opened it finds out
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		select {
-		case <-k.done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	healed := h.Renew(ctx, k.log.Rewrite)
 	if healed == nil {
 		healed = k.log.Scrub(ctx)

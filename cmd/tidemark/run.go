@@ -147,7 +147,7 @@ func run(ctx context.Context, c Config) (err error) {
 	if fault.Built {
 		c.Logger.Warn("this build can be told to fail, and is for tests only")
 	}
-	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1), done: make(chan struct{})}
+	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1)}
 	log, h, err := openStore(ctx, c, broker.Options{
 		Dir: c.Data, Relaxed: c.Relaxed, Reserve: c.Reserve, Scrub: c.Scrub, Damaged: k.damaged, History: c.History, Logger: c.Logger,
 	}, hub.Options{
@@ -157,7 +157,6 @@ func run(ctx context.Context, c Config) (err error) {
 		return fmt.Errorf("open the log in %s: %w", c.Data, err)
 	}
 	defer func() {
-		close(k.done)
 		if cerr := log.Close(); cerr != nil {
 			err = errors.Join(err, fmt.Errorf("close the log: %w", cerr))
 		}

@@ -24,19 +24,16 @@ func openStore(ctx context.Context, c Config, opts broker.Options, hubOpts hub.O
 		if err == nil || again || !unclean && !errors.Is(err, feed.ErrDamaged) {
 			return log, h, err
 		}
-		r, s, serr := survey(ctx, opts.Dir, unclean)
+		s, serr := survey(ctx, opts.Dir, unclean)
+		relaxed := serr == nil && unclean && s.suffixOnly()
+		if serr == nil && unclean && !relaxed {
+			// Its checkpoint is damaged: there is no state that it had, only what can be read.
+			if serr = s.remains.Close(); serr == nil {
+				s, serr = survey(ctx, opts.Dir, false)
+			}
+		}
 		if serr != nil {
 			return nil, nil, errors.Join(err, fmt.Errorf("look for what is left: %w", serr))
-		}
-		relaxed := unclean && s.suffixOnly()
-		if unclean && !relaxed {
-			// Its checkpoint is damaged: there is no state that it had, only what can be read.
-			if err := r.Close(); err != nil {
-				return nil, nil, err
-			}
-			if r, s, serr = survey(ctx, opts.Dir, false); serr != nil {
-				return nil, nil, errors.Join(err, fmt.Errorf("look for what is left: %w", serr))
-			}
 		}
 		if relaxed {
 			if !s.whole() {
@@ -50,11 +47,11 @@ func openStore(ctx context.Context, c Config, opts broker.Options, hubOpts hub.O
 			}
 			s.log(ctx, c.Logger, level)
 			if !c.AcceptLoss {
-				r.Close()
+				s.remains.Close()
 				return nil, nil, fmt.Errorf("%w\nNothing was changed. \"tidemark verify --data %s\" tells what is damaged. Put the files back as they were, or \"tidemark restore\" a backup, or start with --accept-data-loss to go on without what is lost", err, opts.Dir)
 			}
 		}
-		if err := replace(ctx, c, opts, r, s, relaxed && s.whole()); err != nil {
+		if err := replace(ctx, c, opts, s, relaxed && s.whole()); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -74,9 +71,9 @@ func tryOpen(ctx context.Context, opts broker.Options, hubOpts hub.Options) (*br
 
 // replace puts the log that was rebuilt in the place of what it was rebuilt from, which is
 // kept unless it was whole.
-func replace(ctx context.Context, c Config, opts broker.Options, r *broker.Remains, s *findings, whole bool) error {
-	err := r.Archive(ctx, opts, s.rebuilt.Last)
-	if err = errors.Join(err, r.Close()); err != nil {
+func replace(ctx context.Context, c Config, opts broker.Options, s *findings, whole bool) error {
+	err := s.remains.Archive(ctx, opts, s.rebuilt.Last)
+	if err = errors.Join(err, s.remains.Close()); err != nil {
 		return err
 	}
 	var epoch feed.Epoch
@@ -98,23 +95,23 @@ func replace(ctx context.Context, c Config, opts broker.Options, r *broker.Remai
 	return nil
 }
 
-// findings are what an inspection of a store came to.
+// findings are what an inspection of a store came to. The remains are to be closed.
 type findings struct {
 	remains *broker.Remains
 	rebuilt *hub.Rebuilt
 }
 
 // survey inspects a store that no process has open, and rebuilds its state in memory.
-func survey(ctx context.Context, dir string, prefix bool) (*broker.Remains, *findings, error) {
+func survey(ctx context.Context, dir string, prefix bool) (*findings, error) {
 	r, err := broker.Inspect(ctx, dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	rebuilt, err := hub.Rebuild(ctx, r, hub.RebuildOptions{Epoch: r.Epoch, Prefix: prefix, Damages: r.Damages})
 	if err != nil {
-		return nil, nil, errors.Join(err, r.Close())
+		return nil, errors.Join(err, r.Close())
 	}
-	return r, &findings{r, rebuilt}, nil
+	return &findings{r, rebuilt}, nil
 }
 
 // whole tells whether nothing is damaged.

@@ -48,13 +48,14 @@ var errDamaged = errors.New("the store is damaged")
 
 // Run checks.
 func (v *VerifyCmd) Run(ctx context.Context, std stdio) error {
-	r, s, err := survey(ctx, v.Data, false)
+	s, err := survey(ctx, v.Data, false)
 	if errors.Is(err, broker.ErrInUse) {
 		return fmt.Errorf("%w: stop the server first; it checks by itself while it runs", err)
 	}
 	if err != nil {
 		return err
 	}
+	r := s.remains
 	defer r.Close()
 	rep := report{
 		Whole: s.whole(), Epoch: string(r.Epoch), Format: r.Format, Relaxed: r.Relaxed, First: uint64(r.First), Last: uint64(r.Last), Mark: uint64(r.Mark),

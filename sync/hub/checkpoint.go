@@ -108,40 +108,6 @@ func (h *Hub) lookSaved() {
 	}
 }
 
-// Checkpoint saves a checkpoint of the state as it is now, trims the log and waits until
-// that is done. Where nothing was ever written it does nothing.
-func (h *Hub) Checkpoint(ctx context.Context) error {
-	for {
-		var c *saving
-		ours := false
-		err := h.inWriter(ctx, func() {
-			h.lookSaved()
-			if h.state.position == 0 || h.failed {
-				return
-			}
-			if h.checkpoint == nil {
-				h.save()
-				ours = true
-			}
-			c = h.checkpoint
-		})
-		switch {
-		case err != nil:
-			return fmt.Errorf("save a checkpoint: %w", err)
-		case c == nil:
-			return h.Err()
-		}
-		select {
-		case <-c.over:
-			if ours {
-				return c.err
-			}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // Renew gives the state in memory, which is whole, to rewrite, which puts a new log in the
 // place of one whose files are damaged. rewrite must call save, once the new log takes
 // groups: it appends one that holds nothing, and saves a checkpoint of it. Writers wait.

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -51,4 +52,38 @@ func (h *Hub) After(collection string, seq feed.Seq) (changes, slots int) {
 func (h *Hub) Deadlines() (rows, entries int) {
 	_ = h.inWriter(context.Background(), func() { rows, entries = len(h.state.expiring.at), len(h.state.expiring.next) })
 	return rows, entries
+}
+
+// Checkpoint saves a checkpoint of the state as it is now, trims the log and waits until
+// that is done. Where nothing was ever written it does nothing.
+func (h *Hub) Checkpoint(ctx context.Context) error {
+	for {
+		var c *saving
+		ours := false
+		err := h.inWriter(ctx, func() {
+			h.lookSaved()
+			if h.state.position == 0 || h.failed {
+				return
+			}
+			if h.checkpoint == nil {
+				h.save()
+				ours = true
+			}
+			c = h.checkpoint
+		})
+		switch {
+		case err != nil:
+			return fmt.Errorf("save a checkpoint: %w", err)
+		case c == nil:
+			return h.Err()
+		}
+		select {
+		case <-c.over:
+			if ours {
+				return c.err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
