@@ -52,7 +52,11 @@ export function createRows() {
   let anew = false
   /** @type {Change[]} */
   let changes = []
-  /** Of the epoch of to. @type {Map<string, {seq: number, value: any}>} */
+  /**
+   * Of the epoch of to. brought: the feed has passed it, but the rows shown are still those from before the reset, and
+   * without this an older answer that comes late would bring back a row that was removed since.
+   * @type {Map<string, {seq: number, value: any, brought?: boolean}>}
+   */
   const own = new Map()
 
   /** @param {string} key */
@@ -93,7 +97,10 @@ export function createRows() {
     // Sequences of two epochs do not compare.
     if (epoch !== to.epoch) own.clear()
     to = staged = table(epoch)
-    for (const [key, { seq, value }] of own) store(to, key, seq, value)
+    for (const [key, write] of own) {
+      write.brought = false
+      store(to, key, write.seq, write.value)
+    }
   }
 
   return {
@@ -129,9 +136,12 @@ export function createRows() {
      * @param {any} value undefined: removed
      */
     put(key, seq, value) {
-      const written = ownSeq(key)
-      if (written && seq >= written) own.delete(key)
-      if (seq > written && seq > known(to, key)) store(to, key, seq, value)
+      const write = own.get(key)
+      if (write && seq >= write.seq) {
+        if (staged) write.brought = true
+        else own.delete(key)
+      }
+      if (seq > ownSeq(key) && seq > known(to, key)) store(to, key, seq, value)
     },
 
     /**
@@ -177,7 +187,7 @@ export function createRows() {
       for (const [key, write] of own) {
         if (write.seq <= seq) {
           own.delete(key)
-          if (seqOf(to, key) === write.seq) store(to, key, seq)
+          if (!write.brought && seqOf(to, key) === write.seq) store(to, key, seq)
         }
       }
       this.next(seq)

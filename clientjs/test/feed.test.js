@@ -302,6 +302,18 @@ test('the late answer to an own write during a reset does not take the page back
   assert.deepEqual(told(rows), ['insert b 12'])
 })
 
+test('a row that one removed during a reset does not come back with the late answer to an older write of it', () => {
+  const { rows, take, wrote } = setup()
+  take(open, live(0), reset)
+  wrote(3, 'b', null)
+  take(change(3, 'b', null))
+  wrote(1, 'b', { n: 1 })
+  assert.deepEqual(shown(rows), {})
+  take(reset)
+  take(change(4, 'a', { n: 4 }), live(4))
+  assert.deepEqual(shown(rows), { a: { n: 4 } })
+})
+
 test('rows are equal when they say the same, and only then', () => {
   const rows = [
     null,
