@@ -71,6 +71,8 @@ func cors(next http.Handler) http.Handler {
 		if origin := r.Header.Get("Origin"); origin != "" && loopbackOrigin(origin) {
 			h.Set("Access-Control-Allow-Origin", origin)
 			h.Set("Access-Control-Expose-Headers", "ETag, Retry-After")
+			// Which version of HTTP it was tells a client which transport suits it best.
+			h.Set("Timing-Allow-Origin", origin)
 			if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
 				h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
 				h.Set("Access-Control-Allow-Headers", "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID")

@@ -90,6 +90,23 @@ func TestTransportIsWhatTheQuerySaysElseWhatTheHeadersAskFor(t *testing.T) {
 	s.sessions(0)
 }
 
+func TestQueryThatANetworkLosesMayBePartOfThePath(t *testing.T) {
+	s := open(t, settings{})
+	s.put("a", `{}`)
+	for _, path := range []string{
+		"feed/c=todos&wait=0&transport=poll",
+		"feed/transport=poll&wait=0?c=todos",
+	} {
+		resp, _, _ := s.raw("GET /v1/acme/" + path + " HTTP/1.1\nHost: localhost\n\n")
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+	if resp, _, _ := s.raw("GET /v1/acme/feed/wait=0 HTTP/1.1\nHost: localhost\n\n"); resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("no collection: %s", resp.Status)
+	}
+}
+
 func TestUpgradeThatANetworkTookAwayIsSaidAtOnce(t *testing.T) {
 	s := open(t, settings{})
 	for _, version := range []string{"1.1", "1.0"} {

@@ -170,6 +170,24 @@ func query(r *http.Request) (url.Values, error) {
 	return q, nil
 }
 
+// queryInPath takes the rest of the path for the query, for networks that lose queries
+// on the way: feed/c=todos&wait=0 is feed?c=todos&wait=0.
+func (s *Server) queryInPath(fn func(w http.ResponseWriter, r *http.Request, c call) error) func(http.ResponseWriter, *http.Request, call) error {
+	return func(w http.ResponseWriter, r *http.Request, c call) error {
+		_, tail, _ := strings.Cut(r.URL.EscapedPath(), "/feed/")
+		if !strings.Contains(tail, "=") {
+			s.notFound(w, r)
+			return nil
+		}
+		if r.URL.RawQuery == "" {
+			r.URL.RawQuery = tail
+		} else {
+			r.URL.RawQuery = tail + "&" + r.URL.RawQuery
+		}
+		return fn(w, r, c)
+	}
+}
+
 // single reads a parameter that may come once.
 func single(q url.Values, name string) (string, error) {
 	if n := len(q[name]); n > 1 {

@@ -78,6 +78,7 @@ func New(opts Options) *Server {
 		r.Head(path, handler)
 	}
 	r.Get("/v1/{tenant}/feed", s.handle(s.feed))
+	r.Get("/v1/{tenant}/feed/*", s.handle(s.queryInPath(s.feed)))
 	r.Post("/v1/{tenant}/changes", s.handle(s.changes))
 	history := s.handle(s.history())
 	r.Get("/v1/{tenant}/history", history)

@@ -68,6 +68,7 @@ type sub struct {
 	base   feed.Seq    // the view's floor when the client began from nothing: below it, pos is still good
 	gone   feed.Seq    // the log's head when the client began from nothing: tombstones up to it are no news
 	fresh  bool        // it begins from nothing
+	empty  bool        // but it knows the log from when there was nothing in it, and must hear of what went since
 	reason feed.Reason // it must be reset first
 }
 
@@ -131,7 +132,7 @@ func (s *Session) follow(starts []feed.Start) {
 		if fault.Bug("resend-last") && seq > 0 {
 			seq--
 		}
-		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: fresh, reason: reason})
+		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: fresh, empty: len(start.Cursors) > 0, reason: reason})
 	}
 	s.live = false
 }
@@ -354,7 +355,10 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 		switch {
 		case u.reason != "":
 		case u.fresh:
-			u.fresh, u.base, u.gone = false, floor, head
+			u.fresh, u.base = false, floor
+			if !u.empty {
+				u.gone = head
+			}
 			continue
 		case u.pos > head && !fault.Bug("snapshot-tail"):
 			u.reason = feed.ResetAhead
