@@ -28,6 +28,7 @@ var floors = map[string][]string{
 		"github.com/alecthomas/kong", "github.com/alecthomas/units", "golang.org/x/sys", "golang.org/x/term", "gopkg.in/yaml.v3"},
 	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/coder/websocket", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
 	"cmd/faults/oracle": {},
+	"cmd/hostile":       {},
 	"examples/publish":  {},
 }
 
