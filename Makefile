@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TIDEMARK := bin/tidemark
+HOSTILE := bin/hostile
 NPM := npm --prefix clientjs --no-fund --no-audit
 NODE_READY := clientjs/node_modules/.package-lock.json
 # How long each fuzz target runs in `make fuzz`, and how much `make chaos` does.
@@ -20,6 +21,10 @@ help: ## list the targets
 .PHONY: build
 build: ## build bin/tidemark
 	go build -trimpath -ldflags "-X main.buildVersion=$(VERSION)" -o $(TIDEMARK) ./cmd/tidemark
+
+.PHONY: $(HOSTILE)
+$(HOSTILE):
+	go build -trimpath -o $@ ./cmd/hostile
 
 .PHONY: run
 run: build ## start the server with its demo page, on http://127.0.0.1:7333
@@ -40,7 +45,7 @@ test-js: $(NODE_READY) ## run the JavaScript tests
 # Chromium comes from Debian's packages where it is missing and can be installed; else
 # the browser tests are skipped with a loud line, but never in CI.
 .PHONY: test-browser
-test-browser: build $(NODE_READY) ## run the tests in headless Chromium
+test-browser: build $(HOSTILE) $(NODE_READY) ## run the tests in headless Chromium
 	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
 		if [ "$$(id -u)" = 0 ]; then root=; else root='sudo -n'; fi; \
 		echo "installing Chromium from Debian's packages"; \
@@ -70,6 +75,14 @@ check: $(NODE_READY) ## gofmt, vet, staticcheck, floors, types, lint
 .PHONY: bench
 bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+# How often each page is opened for the first time, and for how many seconds it is watched.
+RUNS ?= 20
+WATCH ?= 150
+
+.PHONY: networks
+networks: build $(HOSTILE) $(NODE_READY) ## the client behind every bad network, for long; writes docs/networks.md
+	RUNS=$(RUNS) WATCH=$(WATCH) TABLE=$(abspath docs/networks.md) node --test clientjs/browser/networks.test.js
 
 .PHONY: chaos
 chaos: build ## kill, cut and restart for long (ROUNDS=50)

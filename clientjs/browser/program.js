@@ -15,8 +15,9 @@ const root = fileURLToPath(new URL('../../', import.meta.url))
 const binary = join(root, 'bin/tidemark')
 
 /** Debian's Chromium. It needs no sandbox to look at our own pages, and as root it can't have one. */
-export const launch = () =>
+export const launch = (/** @type {string[]} */ ignoreDefaultArgs = []) =>
   chromium.launch({
+    ignoreDefaultArgs,
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: [
       '--no-sandbox',

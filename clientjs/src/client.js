@@ -1,21 +1,22 @@
 import { systemClock } from './clock.js'
 import { createCollection } from './collection.js'
 import { known, problem, refusal, TidemarkError } from './errors.js'
-import { createFeed } from './feed.js'
+import { confirm, createFeed, fold } from './feed.js'
 import { createListeners } from './listeners.js'
-import { initial, step } from './machine.js'
-import { request } from './request.js'
+import { due, initial, quiet, step } from './machine.js'
 import { minus } from './rows.js'
 import { openStream } from './stream.js'
 import { openSocket } from './websocket.js'
 import { createWriter } from './writer.js'
 
 /** @typedef {import('./machine.js').Transport} Transport */
-/** @typedef {import('./machine.js').Phase} Phase */
+/** @typedef {import('./machine.js').Stream} Stream */
 /** @typedef {import('./feed.js').Frame} Frame */
+/** @typedef {import('./feed.js').Fact} Fact */
 /** @typedef {import('./stream.js').Connection} Connection */
 /** @typedef {import('./writer.js').Write} Write */
 /** @typedef {import('./writer.js').Result} Result */
+/** @typedef {import('./collection.js').Member} Member */
 /**
  * @template {object} [T=Record<string, any>]
  * @typedef {import('./collection.js').Collection<T>} Collection
@@ -25,13 +26,21 @@ import { createWriter } from './writer.js'
  * @typedef {object} Options
  * @property {string} url where the server is: `http://127.0.0.1:7333`, `/` for where the page came from
  * @property {string} tenant
- * @property {Transport} [transport] `websocket` by default
+ * @property {Transport | 'auto'} [transport] `auto` by default: whatever the network lets through. Another one is the
+ *   only one then, but for the polls that catch up
  * @property {number} [heartbeat] seconds, 3 to 30, 15 by default: how often a quiet feed says that it is there. After
  *   2.5 of them in silence the client connects anew
+ * @property {() => string | undefined | Promise<string | undefined>} [getToken] gives the credential. Asked again when
+ *   the server does not take it any more
+ * @property {string} [user] whose rows and tabs these are, where the credential does not say so: two users of one
+ *   browser share nothing
+ * @property {boolean} [tabs] one connection for all tabs of a browser that follow the same: true by default, where the
+ *   browser can
+ * @property {boolean} [persist] keeps rows, cursors and unsent writes in IndexedDB: false by default
  * @property {string} [client] who writes, as others see it in `by`; random by default
  * @property {typeof globalThis.fetch} [fetch] instead of the platform's
  * @property {new (url: string) => import('./websocket.js').Socket} [WebSocket] instead of the platform's; Node 20 has
- *   none
+ *   none, and does without
  * @property {AbortSignal} [signal] closes the client
  * @property {import('./clock.js').Clock} [clock] time and chance, for tests
  */
@@ -39,14 +48,16 @@ import { createWriter } from './writer.js'
 /**
  * How the feed is. The same object until something but the cursor changes.
  * @typedef {object} Status
- * @property {Phase} state `offline`: it will come back by itself, or nothing is followed (`reason` is `idle`);
- *   `closed`: it will not, unless setTransport, start or subscribe is called, or never after close
- * @property {Transport} transport
+ * @property {'connecting' | 'catching-up' | 'live' | 'offline' | 'denied'} state `offline`: it will come back by itself,
+ *   or nothing is followed (`reason` is `idle`), or the client was closed (`closed`). `denied`: the server refused;
+ *   it is asked again, but minutes apart, or by start, subscribe or setTransport
+ * @property {Transport} transport what carries the feed now
  * @property {string | undefined} cursor how far the feed has come, as its last `live` said
  * @property {number} since ms since 1970
- * @property {string} reason why it is offline or closed, else empty: an error's code (`unavailable` when there is no
+ * @property {string} reason why it is offline or denied, else empty: an error's code (`unavailable` when there is no
  *   answer), an `end` frame's reason, or `idle`, `silent` (no frame for too long), `ended`, `cut off`, `nothing new` (a
- *   poll was answered at once without need), `no websocket` (the server answers, but not with one), `closed`
+ *   poll was answered at once without need), `hidden` (the page), `offline` (the network), `closed`
+ * @property {string} why the transport last changed: `websocket: proven`, `sse: not proven`, `websocket: silent`
  */
 
 /**
@@ -54,38 +65,76 @@ import { createWriter } from './writer.js'
  * @typedef {object} Client
  * @property {<T extends object = Record<string, any>>(name: string) => Collection<T>} collection the same object for
  *   the same name. Throws `bad-name`
- * @property {(writes: Write[], options?: {atomic?: boolean}) => Promise<Result[]>} write up to 500 changes, as one
- *   transaction (atomic, the default: all or nothing, and rejects if it is refused), or each for itself (then each
- *   result has a status of its own)
+ * @property {(writes: Write[], options?: {atomic?: boolean, optimistic?: boolean}) => Promise<Result[]>} write up to 500
+ *   changes, as one transaction (atomic, the default: all or nothing, and rejects if it is refused), or each for itself
+ *   (then each result has a status of its own). They show at once, unless optimistic is false
  * @property {Status} status
  * @property {(fn: (status: Status) => void) => () => void} onStatus returns its undo
  * @property {(fn: (error: TidemarkError) => void) => () => void} onError what the client can't mend by itself, or what
  *   the server should not have sent; returns its undo. Without a listener errors go to the console
- * @property {(transport: Transport) => void} setTransport at any moment; the cursors carry over
+ * @property {(transport: Transport | 'auto') => void} setTransport at any moment; the cursors carry over
  * @property {(name: string) => string | undefined} cursor how far a collection has come
  * @property {() => Promise<void>} close ends the feed and gives up writes that are under way; resolves when nothing
  *   is left running. For good
  */
 
+/**
+ * What the core offers to what goes beyond one page: other tabs, and a store on disk.
+ * @typedef {object} Host
+ * @property {URL} base
+ * @property {Options} options
+ * @property {import('./clock.js').Clock} clock
+ * @property {string} token names this client among all
+ * @property {Map<string, Member>} followed
+ * @property {(name: string) => Member} member
+ * @property {() => Promise<string>} scope resolves with what tells apart those who must not share
+ * @property {(facts: Fact[]) => void} apply takes what another tab has heard
+ * @property {(lead: boolean) => void} lead whether this client connects itself
+ * @property {() => void} wake looks whether anything is due
+ * @property {Status} status
+ * @property {(status: Status) => void} show the status of whoever leads
+ * @property {(error: unknown) => void} report
+ */
+/**
+ * @typedef {object} Tabs
+ * @property {() => void} follow what is followed has changed
+ * @property {(facts: Fact[]) => void} heard
+ * @property {(status: Status) => void} told
+ * @property {(on: boolean) => void} page whether the page is there, not frozen or in the back-forward cache
+ * @property {() => void} close
+ */
+/**
+ * @typedef {object} Store
+ * @property {(name: string, rows: import('./rows.js').Rows) => Promise<void>} load
+ * @property {(facts: Fact[]) => void} heard
+ * @property {(entry: import('./writer.js').Entry) => Promise<unknown>} keep
+ * @property {(entry: import('./writer.js').Entry) => void} drop
+ * @property {() => Promise<import('./writer.js').Entry[]>} adopt the writes of clients that are gone
+ * @property {() => Promise<void>} close
+ */
+
 /** As many collections fit in one feed. */
 const MOST = 256
 const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
+/** A write without an answer for so long, in ms, may be waiting for the connection that the feed holds. */
+const STUCK = 3000
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
  * Throws a TypeError for a url that is none.
  * @param {Options} options
+ * @param {{createTabs?: (host: Host) => Tabs | undefined, createStore?: (host: Host) => Store | undefined}} [more]
  * @returns {Client}
  */
-export function createClient(options) {
+export function createCore(options, { createTabs, createStore } = {}) {
   // 128 random bits: an id that came twice would be taken for the write that it once was. No crypto.randomUUID, which
   // pages over plain http do not have.
   const token = crypto.getRandomValues(new Uint32Array(4)).join('')
-  const { url, tenant, transport = 'websocket', heartbeat = 15, client = token, signal } = options
+  const { url, tenant, heartbeat = 15, client = token, signal, getToken } = options
   const { fetch = globalThis.fetch, WebSocket = globalThis.WebSocket, clock = systemClock } = options
   const base = new URL(url.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
 
-  /** @type {Map<string, import('./collection.js').Member>} */
+  /** @type {Map<string, Member>} */
   const members = new Map()
   /** @type {typeof members} */
   const followed = new Map()
@@ -93,61 +142,109 @@ export function createClient(options) {
   const statusListeners = createListeners()
   /** @type {ReturnType<typeof createListeners<TidemarkError>>} */
   const errorListeners = createListeners()
-  const feed = createFeed((name) => followed.get(name)?.rows)
 
-  /** @type {Connection | undefined} */
-  let connection
-  /** Which opening it is of. One that was dropped may still speak; it is not heard. */
-  let current = 0
-  /** The frame that it has come to, `live` or `next`. */
-  let last = ''
+  /**
+   * One connection. A link that was dropped may still speak; it is not heard.
+   * @typedef {{poll: boolean, feed: ReturnType<typeof createFeed>, connection?: Connection, last: string, tick: boolean}} Link
+   */
+  /** @type {{poll?: Link, stream?: Link}} */
+  const links = {}
   /** @type {string | undefined} */
   let cursor
   /** Who waits for its answer to which write. @type {Map<string, (frame: Frame) => void>} */
   const replies = new Map()
   let requests = 0
+  /** The credential, once it was asked for. @type {string | undefined | Promise<string | undefined>} */
+  let credential
+  const bearer = () => {
+    credential ??= (async () => getToken?.())().catch((error) => {
+      credential = undefined
+      throw error
+    })
+    return credential
+  }
+  /** Whether the credential was renewed since the feed was live: once is enough. */
+  let renewed = false
+  /** Whether the network loses the query of a url, so that it goes as part of the path. */
+  let bare = ''
+  let protocol = ''
+  let leading = !createTabs
+  /** Answers from the past may be taken from a cache once, but not by whoever was further already. */
+  let lived = false
 
-  let state = initial(transport, heartbeat, clock.now())
+  let state = initial([], false, heartbeat, clock.now())
   /** @type {Status} */
   let status
   let told = ''
   /** @type {(() => void) | false | undefined} */
   let timer
   let scheduled = false
-  /** @type {Promise<void> | undefined} */
-  let reading
+  /** @type {Set<Promise<void>>} */
+  const reading = new Set()
+  /** Facts for others, until all that came together is in place. @type {Fact[]} */
+  let facts = []
+
+  const find = (/** @type {string} */ name) => members.get(name)?.rows
+  const whole = () => [...followed.values()].every(({ rows }) => rows.cursor)
 
   /**
    * The machine's driver: events in, effects out, one timer.
    * @param {import('./machine.js').Event} event
    */
   function act(event) {
-    const { state: next, effects } = step(state, event, clock.now(), clock.random())
+    const { net } = state
+    const { state: next, effects } = step(state, event, whole(), clock.now(), clock.random())
     state = next
-    for (const effect of effects) effect === 'open' ? open() : drop()
+    if (state.net !== net) remember()
+    for (const effect of effects) {
+      const kind = /stream/.test(effect) ? 'stream' : 'poll'
+      drop(kind)
+      if (effect === kind) open(kind)
+    }
     if (timer) timer()
-    timer = state.due < Infinity && clock.after(state.due - clock.now(), () => act({ type: 'wake' }))
+    timer = due(state) < Infinity && clock.after(due(state) - clock.now(), () => act({ type: 'wake' }))
     subscribe()
     settle()
   }
 
   /** Tells what has changed: the rows when all of them are in place, then the status, so that live means complete. */
   function settle() {
-    for (const tell of [...followed.values()].map((member) => member.take())) tell?.()
-    const { phase, transport, since, reason } = state
-    const now = phase + transport + reason
-    if (now === told) return
-    told = now
+    for (const tell of [...members.values()].map((member) => member.take())) tell?.()
+    if (facts.length) {
+      const batch = facts
+      facts = []
+      tabs?.heard(batch)
+      store?.heard(batch)
+    }
+    if (leading || !status) {
+      const { phase, since, reason, why, stream, stage, fixed, order } = state
+      show({
+        state: phase === 'closed' ? 'offline' : phase,
+        transport: stream && stage === 2 ? stream : (fixed && order[0]) || 'poll',
+        cursor,
+        since,
+        reason,
+        why,
+      })
+    }
+    writer.run()
+  }
+
+  /** @param {Status} now */
+  function show(now) {
+    cursor = now.cursor
+    const text = now.state + now.transport + now.reason + now.why
+    if (text === told) return
+    told = text
     status = {
-      state: phase,
-      transport,
+      ...now,
       get cursor() {
         return cursor
       },
-      since,
-      reason,
     }
     statusListeners.tell(status)
+    if (now.state === 'live') adopt()
+    if (leading) tabs?.told({ ...status })
   }
 
   /** @param {TidemarkError} error */
@@ -156,75 +253,181 @@ export function createClient(options) {
     else console.error(error)
   }
 
+  /** @param {Fact} fact */
+  function apply(fact) {
+    facts.push(fact)
+    return fold(fact, find)
+  }
+
+  // What worked on this network, kept for the next page.
+
+  const memory = `tidemark ${base}`
+  /** @returns {Record<string, import('./machine.js').Network>} */
+  const recall = () => JSON.parse(globalThis.localStorage?.getItem(memory) ?? '{}')
+  let network = ''
+
+  function remember() {
+    try {
+      const all = Object.entries({ ...recall(), [network]: state.net })
+      all.sort(([, a], [, b]) => (b.at ?? 0) - (a.at ?? 0))
+      globalThis.localStorage?.setItem(memory, JSON.stringify(Object.fromEntries(all.slice(0, 8))))
+    } catch {
+      // Without a memory each page learns anew.
+    }
+  }
+
+  /** @param {string} name */
+  function arrive(name) {
+    if (name === network) return
+    network = name
+    /** @type {import('./machine.js').Network} */
+    let net = { bad: {}, times: 0 }
+    try {
+      const found = recall()[name]
+      if (clock.now() - (found.at ?? 0) < 864e5) net = found
+    } catch {
+      // Nothing is known of it.
+    }
+    act({ type: 'network', net })
+  }
+
+  /** Which HTTP it was decides which stream is tried first, once. @param {string} url */
+  function notice(url) {
+    if (protocol) return
+    protocol = /** @type {any} */ (performance.getEntriesByName?.(url)[0])?.nextHopProtocol || '-'
+    state = { ...state, order: order() }
+  }
+
+  /** A WebSocket costs no connection of the six that HTTP/1.1 has for a page; HTTP/2 has as many as one likes. */
+  function order() {
+    const { transport = 'auto' } = options
+    /** @type {Stream[]} */
+    const streams = /^h[23]/.test(protocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
+    return streams.filter((s) => (transport === 'auto' ? s === 'sse' || WebSocket : s === transport))
+  }
+
   // Connections.
 
-  function open() {
-    const { transport, wait } = state
-    const mine = ++current
-    last = ''
-    feed.begin(followed.keys())
+  /**
+   * Fetches with the credential, and with a new one where the server does not take it. Throws a TidemarkError for an
+   * answer that is not ok. Retry-After counts in seconds; as a date, which no Tidemark sends, it is left to backoff.
+   * @param {string} url
+   * @param {RequestInit} init
+   */
+  async function request(url, init) {
+    const once = async () => {
+      const token = await bearer()
+      const headers = { ...init.headers, ...(token && { authorization: `Bearer ${token}` }) }
+      return fetch(url, { cache: 'no-store', ...init, headers })
+    }
+    let response = await once()
+    if (response.status === 401 && getToken) {
+      credential = undefined
+      response = await once()
+    }
+    if (response.ok) return response
+    const retry = 1000 * /** @type {any} */ (response.headers.get('retry-after')) || 0
+    throw problem(await response.json().catch(() => ({})), response.status, retry)
+  }
+
+  /** @param {'poll' | 'stream'} kind */
+  function open(kind) {
+    const poll = kind === 'poll'
+    const transport = poll ? kind : state.stream
+    /** @type {Link} */
+    const link = { poll, feed: createFeed(apply), last: '', tick: false }
+    links[kind] = link
 
     /**
      * @template T
      * @param {(arg: T) => void} fn
      */
     const heard = (fn) => (/** @type {T} */ arg) => {
-      if (mine === current) fn(arg)
+      if (links[kind] === link) fn(arg)
     }
+    const lost = heard((/** @type {unknown} */ cause) => failed(link, cause))
+    const lines = heard((/** @type {string[]} */ lines) => receive(link, lines))
 
-    /** @param {any} query */
-    const url = (query) => {
-      const search = new URLSearchParams({ heartbeat, ...query })
-      for (const [name, { rows }] of followed) search.append('c', rows.cursor ? `${name}@${rows.cursor}` : name)
-      return `${base}feed?${search}`
+    /** @type {any} */
+    const query = { transport, heartbeat: quiet(state, heartbeat, 3) }
+    if (transport === 'websocket') {
+      const socket = async () => {
+        if (getToken) query.ticket = (await (await request(`${base}tickets`, { method: 'POST' })).json()).ticket
+        if (links.stream !== link) return
+        link.connection = openSocket(
+          WebSocket,
+          `${base}feed?${new URLSearchParams(query)}`,
+          () => heard(subscribe)(undefined),
+          lines,
+          lost,
+        )
+      }
+      socket().catch(lost)
+      return
     }
-
-    /**
-     * @param {any} query
-     * @param {(lines: string[]) => void} onLines
-     * @param {() => void} onEnd
-     */
-    const read = (query, onLines, onEnd) => {
-      const stream = openStream(fetch, url(query), query.transport === 'sse', heard(onLines))
-      reading = stream.done.then(heard(onEnd), heard(failed))
-      connection = stream
+    if (poll) query.wait = state.wait
+    if (poll && state.limit) query.limit = state.limit
+    if (lived) query._ = `${token}${++requests}`
+    const search = new URLSearchParams(query)
+    for (const [name, { rows }] of followed) {
+      link.feed.asked.set(name, '')
+      const cursor = rows.ask()
+      search.append('c', cursor ? `${name}@${cursor}` : name)
     }
-
-    if (transport !== 'websocket') return read({ transport, wait }, receive, () => act({ type: 'answered', last }))
-    try {
-      const lost = heard((/** @type {TidemarkError} */ error) => {
-        if (state.phase !== 'connecting' || error.retry === null) failed(error)
-        else {
-          // A WebSocket that fails before it opens can't say why. The same request as a poll can.
-          const none = () => act({ type: 'over', reason: 'no websocket', retry: 0 })
-          read({ transport: 'poll', wait: 0, limit: 1 }, () => {}, none)
-        }
-      })
-      connection = openSocket(WebSocket, url({ transport }), heard(receive), heard(report), lost)
-    } catch (error) {
-      failed(new TidemarkError('bad-request', `give a WebSocket: ${error}`))
-    }
+    const url = `${base}feed${bare || '?'}${search}`
+    const stream = openStream(request, url, !poll, lines)
+    link.connection = stream
+    const done = stream.done.then(
+      heard(() => {
+        if (poll) notice(url)
+        act({ type: 'answered', poll, last: link.last })
+      }),
+      lost,
+    )
+    reading.add(done)
+    done.finally(() => reading.delete(done))
   }
 
-  function drop() {
-    current++
-    connection?.close()
-    connection = undefined
+  /** @param {'poll' | 'stream'} kind */
+  function drop(kind) {
+    const link = links[kind]
+    if (!link) return
+    delete links[kind]
+    link.connection?.close()
+    if (link.poll) return
     for (const reply of replies.values()) reply({ type: '' })
     replies.clear()
   }
 
-  /** @param {unknown} cause */
-  function failed(cause) {
+  /**
+   * @param {Link} link
+   * @param {unknown} cause
+   */
+  function failed(link, cause) {
     const error = known(cause)
-    const { code, retry } = error
-    act({ type: 'over', reason: code, retry })
-    if (retry === null || code === 'bad-frame') report(error)
+    const { code, status, said } = error
+    let { retry } = error
+    if (said && getToken) {
+      credential = undefined
+      // It may have been the credential's end, and the next one may do.
+      if (!renewed) retry ??= 0
+      renewed = true
+    }
+    if (link.poll && !bare && status === 400) {
+      // Perhaps the query was lost on the way.
+      bare = '/'
+      retry = 0
+    }
+    act({ type: 'over', poll: link.poll, reason: code, retry, said })
+    if (state.phase === 'denied' || code === 'bad-frame') report(error)
   }
 
-  /** @param {string[]} lines that came together */
-  function receive(lines) {
-    const mine = current
+  /**
+   * @param {Link} link
+   * @param {string[]} lines that came together
+   */
+  function receive(link, lines) {
+    const mine = () => links[link.poll ? 'poll' : 'stream'] === link
     const texts = lines.filter((line) => line.trim())
     let heartbeat = 0
     let live = false
@@ -236,35 +439,45 @@ export function createClient(options) {
         /** @type {Frame} */
         const frame = JSON.parse(text)
         const { type, id = '0' } = frame
-        if (feed.take(frame)) news++
-        if (type === 'open') heartbeat = frame.heartbeat ?? 0
-        if (type === 'next') last = type
+        if (link.feed.take(frame)) news++
+        if (type === 'open') {
+          heartbeat = frame.heartbeat ?? 0
+          arrive(frame.network ?? '')
+        }
+        if (type === 'tick') link.tick = true
+        if (type === 'next') link.last = type
         if (type === 'live') {
-          last = type
+          link.last = type
           cursor = frame.cursor
-          live = complete()
+          live = covers(link)
+          lived ||= live
+          if (live) renewed = false
         }
         if (type === 'reset') {
           news = -Infinity
           live = false
         }
-        if (type === 'end') throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', frame)
+        if (type === 'end') {
+          throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', { retry: frame.retry, said: true })
+        }
         const reply = replies.get(id)
         replies.delete(id)
         if (reply) reply(frame)
         else if (type === 'error') {
           // What can't be followed ends the feed, as it would on the other transports.
           const error = problem(frame)
-          if ([...feed.asked.values()].includes(id)) throw error
+          if ([...link.feed.asked.values()].includes(id)) throw error
           report(error)
         }
       }
     } catch (cause) {
       error = known(cause, 'bad-frame')
     }
+    // The test of time may be passed before the subscription is answered, on a long way.
+    const tick = link.tick && covers(link)
     // Whoever was told something may have changed the transport meanwhile.
-    if (mine === current && texts.length) act({ type: 'heard', heartbeat, live, news })
-    if (mine === current && error) failed(error)
+    if (mine() && texts.length) act({ type: 'heard', poll: link.poll, heartbeat, live, news, tick })
+    if (mine() && error) failed(link, error)
   }
 
   /**
@@ -273,7 +486,7 @@ export function createClient(options) {
    */
   function send(type, fields) {
     const id = `${++requests}`
-    connection?.send?.(`{"type":"${type}","id":"${id}",${fields.slice(1)}`)
+    links.stream?.connection?.send?.(`{"type":"${type}","id":"${id}",${fields.slice(1)}`)
     return id
   }
 
@@ -283,100 +496,259 @@ export function createClient(options) {
   function refollow() {
     if (scheduled) return
     scheduled = true
-    queueMicrotask(() => {
+    queueMicrotask(async () => {
+      // What was kept comes first, so that the server is asked for no more than what is new.
+      for (const [name, { rows }] of followed) await store?.load(name, rows)
       scheduled = false
-      // What a WebSocket brings too much of is told to it, without a word to the machine.
-      const changed = !complete() || (!connection?.send && minus(feed.asked, followed).length > 0)
-      act({ type: 'want', wanted: followed.size > 0, changed })
+      tabs?.follow()
+      want()
     })
   }
 
-  /** Whether the connection carries all that is followed. While a `subscribe` is under way, live is not said of it. */
-  function complete() {
-    return [...followed.keys()].every((name) => feed.asked.get(name) === '')
+  function want() {
+    if (!leading) return
+    for (const { feed } of Object.values(links)) for (const name of minus(feed.asked, followed)) feed.asked.delete(name)
+    const { stream, poll } = links
+    const told = !!(stream?.connection?.send && state.stage === 2)
+    // A WebSocket that is not open yet will be told of everything once it is.
+    const lacks = (/** @type {Link} */ { poll, feed, connection }) =>
+      (poll || state.stream === 'sse' || connection?.send) && minus(followed, feed.asked).length > 0
+    const changed = [stream, poll].some((link) => link && lacks(link))
+    act({ type: 'want', wanted: followed.size > 0, changed, told })
   }
+
+  /** Whether a connection carries all that is followed. While a `subscribe` is under way, live is not said of it. */
+  const covers = (/** @type {Link} */ { feed }) => [...followed.keys()].every((name) => feed.asked.get(name) === '')
 
   /** Brings what an open WebSocket carries in line with what is followed. */
   function subscribe() {
-    if (state.phase === 'connecting' || !connection?.send) return
-    const gone = minus(feed.asked, followed)
+    const { feed, connection } = links.stream ?? {}
+    if (!feed || !connection?.send) return
     const added = minus(followed, feed.asked)
-    if (gone.length) {
-      send('unsubscribe', JSON.stringify({ collections: gone }))
-      for (const name of gone) feed.asked.delete(name)
-    }
-    if (added.length) {
-      const collections = added.map((name) => ({ name, cursor: followed.get(name)?.rows.cursor }))
-      const id = send('subscribe', JSON.stringify({ collections }))
-      for (const name of added) feed.asked.set(name, id)
-    }
+    if (!added.length) return
+    const collections = added.map((name) => ({ name, cursor: find(name)?.ask() }))
+    const id = send('subscribe', JSON.stringify({ collections }))
+    for (const name of added) feed.asked.set(name, id)
   }
 
   // Writes.
 
-  const writer = createWriter(clock, (body, first, signal) =>
-    // A second try goes by POST: a connection that died of the first would die of it again.
-    first && connection?.send && state.phase === 'live'
-      ? new Promise((resolve) => {
-          replies.set(send('write', body), resolve)
-        })
-      : request(fetch, `${base}changes`, {
-          method: 'POST',
-          headers: { 'content-type': 'application/json' },
-          body,
-          signal,
-        }).then((response) => response.json()),
-  )
+  /** @type {Store | undefined} */
+  let store
+  /** @type {Tabs | undefined} */
+  let tabs
+
+  const writer = createWriter({
+    clock,
+    keep: (entry) => store?.keep(entry),
+    ready: () => !followed.size || /catching-up|live/.test(status.state),
+    transmit(body, first, signal) {
+      const undo = clock.after(STUCK, () => act({ type: 'stuck' }))
+      // A second try goes by POST: a connection that died of the first would die of it again.
+      const answer =
+        first && links.stream?.connection?.send && state.stage === 2
+          ? new Promise((resolve) => {
+              replies.set(send('write', body), resolve)
+            })
+          : request(`${base}changes`, {
+              method: 'POST',
+              headers: { 'content-type': 'application/json' },
+              body,
+              signal,
+            }).then((response) => response.json())
+      return answer.finally(undo)
+    },
+    drop: (entry) => store?.drop(entry),
+  })
+
+  /**
+   * Shows writes, or takes them back.
+   * @param {Write[]} changes
+   * @param {boolean} on
+   */
+  function guess(changes, on) {
+    for (const change of changes) {
+      if (on) followed.get(change.collection)?.rows.guess(`${change.id}`, change)
+      else find(change.collection)?.unguess(`${change.id}`)
+    }
+  }
+
+  /**
+   * @param {import('./writer.js').Entry} entry
+   * @param {boolean} optimistic
+   */
+  async function send1(entry, optimistic) {
+    const { changes, atomic } = entry
+    if (optimistic) guess(changes, true)
+    try {
+      settle()
+      const answer = await writer.send(entry)
+      if (atomic && refusal(answer)) throw problem(answer, 409)
+      confirm(answer.cursor, changes, answer.results, find)
+      return answer.results
+    } finally {
+      // In one go with the answer, so that nothing flickers.
+      guess(changes, false)
+      settle()
+    }
+  }
 
   /** @type {Client['write']} */
-  async function write(writes, { atomic = true } = {}) {
-    const changes = writes.map((change) => ({ id: `${token}-${++requests}`, ...change }))
-    const answer = await writer.send(JSON.stringify({ client, atomic, changes }))
-    if (atomic && refusal(answer)) throw problem(answer, 409)
-    feed.wrote(answer.cursor, changes, answer.results)
-    settle()
-    return answer.results
+  async function write(writes, { atomic = true, optimistic = true } = {}) {
+    if (state.phase === 'closed') throw new TidemarkError('closed', 'the client was closed')
+    const changes = writes.map((change) => ({
+      ...change,
+      id: change.id ?? `${token}-${++requests}`,
+      // Made here, so that the row has its key from the first moment.
+      key: change.key ?? (change.op === 'insert' ? uuid(clock.now()) : undefined),
+    }))
+    const entry = { client, atomic, changes: JSON.parse(JSON.stringify(changes)) }
+    return send1(entry, optimistic)
+  }
+
+  // The page around it.
+
+  /** @type {[any, string, (event: any) => void][]} */
+  const around = [
+    [globalThis, 'online', () => act({ type: 'look', anew: false })],
+    [globalThis, 'offline', () => act({ type: 'hide', reason: 'offline' })],
+    [globalThis, 'pagehide', () => page(false)],
+    [globalThis, 'pageshow', ({ persisted }) => persisted && page(true)],
+    [globalThis.document, 'freeze', () => page(false)],
+    [globalThis.document, 'resume', () => page(true)],
+    [
+      globalThis.document,
+      'visibilitychange',
+      () => document.visibilityState === 'visible' && act({ type: 'look', anew: false }),
+    ],
+  ]
+
+  /** @param {boolean} on */
+  function page(on) {
+    tabs?.page(on)
+    act(on ? { type: 'look', anew: true } : { type: 'hide', reason: 'hidden' })
+  }
+
+  const listen = (/** @type {'addEventListener' | 'removeEventListener'} */ how) => {
+    for (const [target, type, fn] of around) target?.[how]?.(type, fn)
   }
 
   async function close() {
     signal?.removeEventListener('abort', close)
+    listen('removeEventListener')
     writer.close()
     act({ type: 'close' })
-    await reading
+    tabs?.close()
+    await Promise.all([...reading, store?.close()])
   }
 
-  settle()
+  /** @type {Host} */
+  const host = {
+    base,
+    options,
+    clock,
+    token,
+    followed,
+    member,
+    get status() {
+      return status
+    },
+    async scope() {
+      return JSON.stringify([`${base}`, options.user ?? '', who(await bearer())])
+    },
+    apply(facts) {
+      for (const fact of facts) fold(fact, find)
+      settle()
+    },
+    lead(on) {
+      leading = on
+      if (on) refollow()
+      else act({ type: 'want', wanted: false, changed: false, told: false })
+    },
+    wake: () => act({ type: 'wake' }),
+    show,
+    report: (error) => report(known(error)),
+  }
+  store = createStore?.(host)
+  tabs = createTabs?.(host)
+  leading = !tabs
+  use()
+  listen('addEventListener')
   signal?.addEventListener('abort', close)
   if (signal?.aborted) close()
+  adopt()
+
+  /** Writes of tabs that are gone go on as ours. */
+  async function adopt() {
+    for (const entry of (await store?.adopt()) ?? []) send1(entry, true).catch(report)
+  }
+
+  function use({ transport = 'auto' } = options) {
+    if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket: this platform has none')
+    options = { ...options, transport }
+    act({ type: 'use', order: order(), fixed: transport !== 'auto' })
+  }
+
+  /** @param {string} name */
+  function member(name) {
+    if (!NAME.test(name)) throw new TidemarkError('bad-name', `${name} does not match ${NAME}`)
+    let member = members.get(name)
+    if (!member) {
+      member = createCollection(
+        name,
+        (member, on) => {
+          if (on && !followed.has(name) && followed.size >= MOST) {
+            throw new TidemarkError('too-many', `more than ${MOST} collections`)
+          }
+          if (on) followed.set(name, member)
+          else followed.delete(name)
+          refollow()
+        },
+        write,
+      )
+      members.set(name, member)
+    }
+    return member
+  }
 
   return {
-    collection(name) {
-      if (!NAME.test(name)) throw new TidemarkError('bad-name', `${name} does not match ${NAME}`)
-      const member =
-        members.get(name) ??
-        createCollection(
-          name,
-          (member, on) => {
-            if (on && !followed.has(name) && followed.size >= MOST) {
-              throw new TidemarkError('too-many', `more than ${MOST} collections`)
-            }
-            if (on) followed.set(name, member)
-            else followed.delete(name)
-            refollow()
-          },
-          write,
-        )
-      members.set(name, member)
-      return /** @type {any} */ (member.collection)
-    },
+    collection: (name) => /** @type {any} */ (member(name).collection),
     write,
     get status() {
       return status
     },
     onStatus: statusListeners.add,
     onError: errorListeners.add,
-    setTransport: (transport) => act({ type: 'transport', transport }),
-    cursor: (name) => members.get(name)?.rows.cursor,
+    setTransport: (transport) => use({ ...options, transport }),
+    cursor: (name) => find(name)?.cursor,
     close,
+  }
+}
+
+/**
+ * A UUIDv7: sorted by time.
+ * @param {number} now ms
+ */
+function uuid(now) {
+  const random = [...crypto.getRandomValues(new Uint8Array(10))]
+    .map((byte) => byte.toString(16).padStart(2, '0'))
+    .join('')
+  const hex = `${Math.floor(now).toString(16).padStart(12, '0')}7${random.slice(1, 4)}${'89ab'[random.charCodeAt(0) % 4]}${random.slice(5)}`
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12}).*/, '$1-$2-$3-$4-$5')
+}
+
+/**
+ * Who a token is for, and what it allows, as far as it says so: tabs with tokens that allow different things share
+ * nothing. What changes with each token does not count.
+ * @param {string} [token] a JWT; anything else says nothing
+ */
+function who(token) {
+  try {
+    const { exp, iat, nbf, jti, ...claims } = JSON.parse(
+      atob(`${token}`.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')),
+    )
+    return JSON.stringify(claims)
+  } catch {
+    return ''
   }
 }

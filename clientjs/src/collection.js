@@ -15,32 +15,35 @@ import { createRows } from './rows.js'
  * A collection of a client: its rows as they are here and now, and how to change them. No method needs its `this`, so
  * each may be handed on as it is.
  *
- * The four writes resolve once the server has made them durable, with the row as it then is, and the rows here show
- * it. They reject with a TidemarkError: `conflict`, `exists` or `missing` (with the row as it stands in `seq` and
- * `value`), any other refusal, or `unavailable` when the server was out of reach for a minute; then it may or may not
- * have happened. Writes that are not awaited may arrive in another order.
+ * The four writes show at once (unless `optimistic` is false), are sent in order, wait for the network as long as need
+ * be, and resolve once the server has made them durable, with the row as it then is. They reject with a TidemarkError,
+ * and are taken back: `conflict`, `exists` or `missing` (with the row as it stands in `seq` and `value`), any other
+ * refusal, or `unknown` where nobody can tell any more.
  *
  * @template {object} [T=Record<string, any>]
  * @typedef {object} Collection
  * @property {string} name
- * @property {ReadonlyMap<string, T>} rows the rows as shown. Read it anew after each change: a reset puts another Map
- *   in its place, and between resets the same one changes
+ * @property {ReadonlyMap<string, T>} rows as shown, own writes that have no answer yet among them. Always the same Map;
+ *   equal rows keep their objects
+ * @property {boolean} ready whether the rows were whole once: the feed was live with them, or they were kept
  * @property {number} version grows with each visible change of the rows
  * @property {(key: string) => number | undefined} seq the sequence of a row's last change, for `if`
  * @property {(fn: (batch: Batch<T>) => void) => () => void} subscribe follows the collection, and calls fn after the
- *   rows have changed, once for all changes that came together; returns its undo. Throws `too-many` beyond 256
+ *   rows have changed, once for all changes that came together, and when they become ready; returns its undo. Throws `too-many` beyond 256
  *   collections
  * @property {() => () => void} start follows the collection without listening; returns its undo. Where the server had
  *   ended the feed, start and subscribe try again
- * @property {(value: T, options?: {key?: string, ttl?: number}) => Promise<Result<T>>} insert a new row; without a key the
- *   server makes one, and with a ttl the row goes by itself after so many seconds
- * @property {(key: string, patch: object, options?: {if?: number, ttl?: number}) => Promise<Result<T>>} modify merges
+ * @property {(seq: number) => Promise<void>} awaitSeq resolves when the rows hold all that was written up to seq
+ * @property {(value: T, options?: {key?: string} & How) => Promise<Result<T>>} insert a new row; without a key it gets a
+ *   UUIDv7, and with a ttl the row goes by itself after so many seconds
+ * @property {(key: string, patch: object, options?: {if?: number} & How) => Promise<Result<T>>} modify merges
  *   patch into the row (RFC 7396: null removes a member), and leaves it the time that it has, unless ttl gives another
- * @property {(key: string, value: T, options?: {if?: number, ttl?: number}) => Promise<Result<T>>} put inserts or
+ * @property {(key: string, value: T, options?: {if?: number} & How) => Promise<Result<T>>} put inserts or
  *   replaces; without a ttl the row stays
- * @property {(key: string, options?: {if?: number}) => Promise<Result<T>>} remove is fine with a row that is gone,
- *   unless `if` is given
+ * @property {(key: string, options?: {if?: number, optimistic?: boolean}) => Promise<Result<T>>} remove is fine with a
+ *   row that is gone, unless `if` is given
  */
+/** @typedef {{ttl?: number, optimistic?: boolean}} How */
 
 /**
  * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place.
@@ -54,7 +57,7 @@ import { createRows } from './rows.js'
 /**
  * @param {string} name
  * @param {(member: Member, on: boolean) => void} follow
- * @param {(writes: Write[]) => Promise<Result[]>} write
+ * @param {(writes: Write[], how: {optimistic?: boolean}) => Promise<Result[]>} write
  * @returns {Member}
  */
 export function createCollection(name, follow, write) {
@@ -75,15 +78,28 @@ export function createCollection(name, follow, write) {
   /**
    * @param {Write['op']} op
    * @param {string} [key]
-   * @param {object} [more]
+   * @param {any} [more]
    */
-  const one = async (op, key, more) => (await write([{ collection: name, op, key, ...more }]))[0]
+  const one = async (op, key, { optimistic, ...more } = {}) =>
+    (await write([{ collection: name, op, key, ...more }], { optimistic }))[0]
+
+  /** Who waits for which sequence. @type {Set<{seq: number, resolve: () => void}>} */
+  const waiting = new Set()
+  const arrived = () => {
+    const { cursor, epoch } = rows.table
+    for (const wait of waiting) {
+      if (cursor < wait.seq || !epoch || rows.staged) continue
+      waiting.delete(wait)
+      wait.resolve()
+    }
+  }
 
   /** @type {Member} */
   const member = {
     rows,
     take() {
       const batch = rows.take()
+      arrived()
       return batch && (() => listeners.tell(batch))
     },
     collection: {
@@ -94,7 +110,15 @@ export function createCollection(name, follow, write) {
       get version() {
         return rows.version
       },
+      get ready() {
+        return rows.ready
+      },
       seq: rows.seq,
+      awaitSeq: (seq) =>
+        new Promise((resolve) => {
+          waiting.add({ seq, resolve })
+          arrived()
+        }),
       subscribe,
       start: () => subscribe(() => {}),
       insert: (value, { key, ...options } = {}) => one('insert', key, { value, ...options }),

@@ -2,7 +2,8 @@
  * What a caller can act on. `code` is one of the protocol's (`bad-request`, `bad-name`, `too-large`, `too-many`,
  * `unauthenticated`, `forbidden`, `not-found`, `conflict`, `exists`, `missing`, `id-reused`, `upgrade-required`,
  * `unavailable`, `internal`) or one of the client's own: `bad-frame` (the wire carried what nobody can read),
- * `refused` (an answer that no Tidemark server gives), `closed` (the client was closed), or an `end` frame's reason.
+ * `refused` (an answer that no Tidemark server gives), `unknown` (a write that was sent long ago, and may or may not
+ * have happened), `closed` (the client was closed), or an `end` frame's reason.
  */
 export class TidemarkError extends Error {
   name = 'TidemarkError'
@@ -10,9 +11,9 @@ export class TidemarkError extends Error {
   /**
    * @param {string} code
    * @param {string} detail what happened, and what to do about it
-   * @param {{status?: number, seq?: number, value?: any, retry?: number | null}} [more]
+   * @param {{status?: number, seq?: number, value?: any, retry?: number | null, said?: boolean}} [more]
    */
-  constructor(code, detail, { status = 0, seq, value, retry = null } = {}) {
+  constructor(code, detail, { status = 0, seq, value, retry = null, said } = {}) {
     super(detail)
     this.code = code
     this.detail = detail
@@ -24,6 +25,8 @@ export class TidemarkError extends Error {
     this.value = value
     /** In how many ms the same may succeed, at the soonest; null: not before somebody changes something. */
     this.retry = retry
+    /** Whether these were a feed's last words. */
+    this.said = said
   }
 }
 

@@ -4,20 +4,28 @@ import { badFrame, DONE } from './errors.js'
  * What the server sends: one JSON object a line, whatever the transport. Unknown types and fields are ignored.
  *
  * @typedef {{
- *   type: string, epoch?: string, heartbeat?: number, collections?: string[], cursor?: string,
- *   seq?: number, collection?: string, op?: string, key?: string, value?: any, more?: boolean,
+ *   type: string, epoch?: string, heartbeat?: number, network?: string, collections?: string[], cursor?: string,
+ *   seq?: number, collection?: string, op?: string, key?: string, value?: any, by?: {id?: string}, more?: boolean,
  *   reason?: string, retry?: number | null, id?: string, status?: number, results?: any[],
  * }} Frame
+ */
+
+/**
+ * What frames come to: the same whether they came over a connection of our own or through another tab. Changes are a
+ * whole transaction, and move the cursors of their collections to seq. As data, so that it can be handed on.
+ * @typedef {{type: 'changes', epoch: string, seq: number, changes: {collection: string, key: string, seq: number, value?: any, id?: string}[]}
+ *   | {type: 'live' | 'next', epoch: string, names: string[], seq: number}
+ *   | {type: 'reset' | 'cover', epoch: string, names: string[], seq?: undefined}} Fact
  */
 
 /** @typedef {import('./rows.js').Rows} Rows */
 
 /**
- * The fold of one feed over the collections that it carries: which frame moves which rows, and which cursor. It
- * outlives connections and transports; begin says that a new one starts.
- * @param {(collection: string) => Rows | undefined} find the rows of a collection, if it is followed
+ * What one connection says, as facts. Several connections may speak of the same collections at once: each says nothing
+ * but what is true from the cursor on that it was asked for.
+ * @param {(fact: Fact) => boolean} apply reports whether a cursor moved
  */
-export function createFeed(find) {
+export function createFeed(apply) {
   /** Of the connection; '' before its `open`. */
   let epoch = ''
   /**
@@ -30,40 +38,14 @@ export function createFeed(find) {
   /** @type {any[]} the changes of a transaction, until its last one is here */
   let pending = []
 
-  /** @param {string} name */
-  const rows = (name) => {
+  /** @param {Iterable<string>} names */
+  const covered = (names) => {
     if (!epoch) throw badFrame('no open')
-    return asked.get(name) === '' ? find(name) : undefined
-  }
-
-  /** @param {Frame} frame */
-  const change = (frame) => {
-    const { seq = 0, key, op, value } = frame
-    if (!(seq > 0) || typeof key !== 'string' || (op !== 'remove' && !(value instanceof Object))) {
-      throw badFrame('no change')
-    }
-    pending.push(frame)
-    let moved = false
-    if (!frame.more) {
-      const changes = pending
-      pending = []
-      // First all rows, then the cursors: below a cursor nothing is news, so it must not move inside a transaction.
-      for (const c of changes) rows(c.collection)?.put(c.key, c.seq, c.op === 'remove' ? undefined : c.value)
-      for (const c of changes) if (rows(c.collection)?.next(seq)) moved = true
-    }
-    return moved
+    return [...names].filter((name) => asked.get(name) === '')
   }
 
   return {
     asked,
-
-    /** @param {Iterable<string>} collections that the connection asks for from the start */
-    begin(collections) {
-      epoch = ''
-      pending = []
-      asked.clear()
-      for (const name of collections) asked.set(name, '')
-    },
 
     /**
      * Takes one frame. Reports whether it brought something new: a cursor that moved by changes, not by a mere `live`.
@@ -71,44 +53,77 @@ export function createFeed(find) {
      * @param {Frame} frame
      */
     take(frame) {
-      const { type, cursor } = frame
-      let moved = false
+      const { type, cursor, seq = 0, collection = '', key, op, value, by, more } = frame
       if (type === 'change') {
-        moved = change(frame)
-      } else if (type === 'reset') {
-        for (const name of frame.collections ?? []) rows(name)?.reset(epoch)
-      } else if (type === 'open' || type === 'done') {
+        if (!(seq > 0) || typeof key !== 'string' || (op !== 'remove' && !(value instanceof Object))) {
+          throw badFrame('no change')
+        }
+        if (covered([collection])[0]) {
+          pending.push({ collection, key, seq, value: op === 'remove' ? undefined : value, id: by?.id })
+        }
+        if (more) return false
+        const changes = pending
+        pending = []
+        return apply({ type: 'changes', epoch, seq, changes })
+      }
+      if (type === 'reset') apply({ type, epoch, names: covered(frame.collections ?? []) })
+      else if (type === 'open' || type === 'done') {
         epoch = frame.epoch ?? epoch
         // open covers what was asked for from the start, done what its subscribe asked for.
-        for (const [name, id] of asked) {
-          if (id === (frame.id ?? '')) {
-            asked.set(name, '')
-            rows(name)?.cover(epoch)
-          }
-        }
+        const names = [...asked.keys()].filter((name) => asked.get(name) === (frame.id ?? ''))
+        for (const name of names) asked.set(name, '')
+        if (epoch) apply({ type: 'cover', epoch, names })
       } else if (type === 'live' || type === 'next') {
         const [of, seq] = split(cursor)
-        if (of !== epoch || !(seq >= 0)) throw badFrame('no cursor')
-        for (const name of asked.keys()) if (rows(name)?.[type](seq)) moved = true
+        if (!epoch || of !== epoch || !(seq >= 0)) throw badFrame('no cursor')
+        return apply({ type, epoch, names: covered(asked.keys()), seq }) && type === 'next'
       }
-      return moved
-    },
-
-    /**
-     * The server confirmed own writes, or some of them. They show in the collections that are followed.
-     * @param {string} cursor of the answer
-     * @param {{collection: string, op: string}[]} writes
-     * @param {{status: string, key: string, seq: number, value?: object}[]} results in the same order
-     */
-    wrote(cursor, writes, results) {
-      const [of] = split(cursor)
-      results.forEach(({ status, key, seq, value }, i) => {
-        const { collection, op } = writes[i]
-        // A remove leaves no value. Of a row that was gone already it may have no sequence: nothing to show.
-        if (DONE.test(status) && seq > 0 && (value || op === 'remove')) find(collection)?.wrote(of, key, seq, value)
-      })
+      return false
     },
   }
+}
+
+/**
+ * Applies a fact to the rows that are followed. Reports whether a cursor moved.
+ * @param {Fact} fact
+ * @param {(collection: string) => Rows | undefined} find
+ */
+export function fold(fact, find) {
+  const { type, epoch } = fact
+  let moved = false
+  /** Facts of a log that was left are nothing to its successor. @param {string} name */
+  const rows = (name) => {
+    const found = find(name)
+    return found?.table.epoch === epoch ? found : undefined
+  }
+  if (type === 'changes') {
+    const { changes, seq } = fact
+    // First all rows, then the cursors: below a cursor nothing is news, so it must not move inside a transaction.
+    for (const c of changes) rows(c.collection)?.put(c.key, c.seq, c.value, c.id)
+    for (const c of changes) if (rows(c.collection)?.next(seq)) moved = true
+  } else {
+    for (const name of fact.names) {
+      if (fact.seq === undefined) find(name)?.[fact.type](epoch)
+      else if (rows(name)?.[fact.type](fact.seq)) moved = true
+    }
+  }
+  return moved
+}
+
+/**
+ * The server confirmed own writes, or some of them. They show in the collections that are followed.
+ * @param {string} cursor of the answer
+ * @param {{collection: string, op: string}[]} writes
+ * @param {{status: string, key: string, seq: number, value?: object}[]} results in the same order
+ * @param {(collection: string) => Rows | undefined} find
+ */
+export function confirm(cursor, writes, results, find) {
+  const [epoch] = split(cursor)
+  results.forEach(({ status, key, seq, value }, i) => {
+    const { collection, op } = writes[i]
+    // A remove leaves no value. Of a row that was gone already it may have no sequence: nothing to show.
+    if (DONE.test(status) && seq > 0 && (value || op === 'remove')) find(collection)?.wrote(epoch, key, seq, value)
+  })
 }
 
 /**

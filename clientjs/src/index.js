@@ -1,7 +1,18 @@
 // Tidemark's JavaScript client: local collections, kept in step with a server. Everything public is exported here.
 
-export { createClient } from './client.js'
+import { createCore } from './client.js'
+import { createStore } from './store.js'
+import { createTabs } from './tabs.js'
+
 export { TidemarkError } from './errors.js'
+
+/**
+ * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
+ * Throws a TypeError for a url that is none.
+ * @param {import('./client.js').Options} options
+ * @returns {import('./client.js').Client}
+ */
+export const createClient = (options) => createCore(options, { createStore, createTabs })
 
 /** @typedef {import('./client.js').Client} Client */
 /** @typedef {import('./client.js').Options} Options */

@@ -4,82 +4,169 @@
  *
  *     offline -> connecting -> catching-up -> live -+
  *        ^           |              |          |    |
- *        +-----------+-- lost ------+----------+    +-- or any: closed
+ *        +-----------+-- lost ------+----------+    +-- or any: denied, closed
  *
- * offline: either nothing is followed (idle), or it waits to connect again, until due. closed: the server said not to
- * come back unchanged (stopped), or the user closed it, for good (final).
+ * Long poll passes every network, so polls carry the feed: the first ones catch up. Once live, a stream (WebSocket or
+ * SSE) may take over. It has to prove itself: its `open` and its `tick`, sent 300 ms later, must both have been parsed,
+ * because a box that holds answers back opens them as well as any. Until then it is a probe, and if that takes long, a
+ * held poll carries the feed beside it. Both bring the same; cursors make that harmless.
+ *
+ * offline: nothing is followed (idle), or it waits to connect again. denied: the server refused; it is asked again, but
+ * rarely. closed: by the user, for good.
  */
 
-/** @typedef {'websocket' | 'sse' | 'poll'} Transport */
-/** @typedef {'offline' | 'connecting' | 'catching-up' | 'live' | 'closed'} Phase as users see it */
+/** @typedef {'websocket' | 'sse'} Stream */
+/** @typedef {Stream | 'poll'} Transport */
+/** @typedef {'offline' | 'connecting' | 'catching-up' | 'live' | 'denied' | 'closed'} Phase */
+
+/**
+ * What is known of a network, to be remembered.
+ * @typedef {object} Network
+ * @property {Stream} [good] what worked last
+ * @property {number} [at] when that was proven, or other things learned
+ * @property {Partial<Record<Stream, number>>} bad until when each is not tried by itself
+ * @property {number} times how often in a row one was found bad: the next one stays so for longer
+ * @property {number} [quiet] s: connections on which nothing is said for longer are cut
+ */
 
 /**
  * @typedef {object} State
  * @property {Phase} phase
- * @property {Transport} transport
+ * @property {Stream[]} order the streams to try, best first
+ * @property {boolean} fixed the first of them, and nothing else: polls only catch up
  * @property {boolean} [wanted] whether anything is followed
  * @property {number} heartbeat s
- * @property {number} [wait] s: how long the poll under way may be held
- * @property {number} [asked] when the connection, or the poll, was opened
- * @property {number} due when a wake is due: Infinity for never
+ * @property {Network} net
+ * @property {'' | Stream} stream the one that is open
+ * @property {0 | 1 | 2} stage of the stream: opening, its `open` has come, proven
+ * @property {number} opened when it was, and when it was last heard
+ * @property {number} heard
+ * @property {number} [wait] s: a poll is under way, held for so long at most; undefined: none is
+ * @property {number} asked when it was
+ * @property {number} news how often it brought something new; -Infinity after a reset, because a server that can't help
+ *   resetting has no news
+ * @property {number} [limit] of changes in an answer: many once there is something to look at, few where many broke
+ * @property {number} [broken] the last limit with which one broke off
+ * @property {number} gain the same of the stream
  * @property {number} attempt how many losses there were since things last went well
- * @property {number} [news] how often this connection, or poll, brought something new; -Infinity after a reset, because
- *   a server that can't help resetting has no news
+ * @property {number} deaths how many proven streams in a row died young
+ * @property {number} idle ms: after how long a silence the last connection was cut
+ * @property {Stream[]} tried since the last connect, or the last time for a new try
+ * @property {number} round how many of those times there were
+ * @property {number} dueStream when it counts as dead, or as not proven
+ * @property {number} duePoll when it counts as dead
+ * @property {number} dueCarry when a poll is to carry what the stream does not yet; or the stream must, if it can
+ * @property {number} dueProbe when streams are tried again
+ * @property {number} dueBack when to connect again. Each: Infinity for never
+ * @property {number} peace before then the server is not to be bothered
  * @property {number} since when the phase began
- * @property {boolean} [final] whether closed is for good
- * @property {string} reason why it is offline or closed
+ * @property {string} reason why it is offline or denied
+ * @property {string} why the last change of transport
  */
 
 /**
  * What happens to a feed.
  *
- * - `want`: what is followed has changed, or somebody wants it to run where the server had ended it. `wanted`: anything
- *   at all; `changed`: the connection under way does not carry it (a WebSocket: not all of it, and it is being told).
- * - `transport`: another one, please.
- * - `heard`: frames came together. `heartbeat`: as `open` said; `live`: there was one, and no reset after it; `news`: how
- *   much they brought, -Infinity with a reset.
- * - `answered`: the stream came to its end. `last`: a poll's should be `live` or `next`, else it was cut off.
- * - `over`: the connection is. `retry`: how long the server asks to be left alone; null: it said not to come back.
+ * - `want`: what is followed has changed, or somebody wants it to run where it was denied. `wanted`: anything at all;
+ *   `changed`: the connections do not carry it; `told`: but the stream is being told.
+ * - `use`: these streams, please.
+ * - `network`: which it is was said, and this is what is known of it.
+ * - `heard`: frames came together. `heartbeat`: as `open` said, else 0; `live`: there was one, and no reset after it;
+ *   `news`: how much they brought, -Infinity with a reset; `tick`: it has passed the test of time, and carries all.
+ * - `answered`: the answer came to its end. `last`: a poll's should be `live` or `next`, else it was cut off.
+ * - `over`: the connection is. `retry`: how long the server asks to be left alone; null: not to come back unchanged;
+ *   `said`: these are its own words, not a proxy's.
+ * - `look`: the page is back, or the network. `anew`: connections are dead, whatever they say.
+ * - `hide`: the page, or the network, is gone.
+ * - `stuck`: a write has no answer for long, perhaps because the feed has the only connection that there is.
  * - `wake`: time has passed.
  *
- * @typedef {{type: 'want', wanted: boolean, changed: boolean}
- *   | {type: 'transport', transport: Transport}
- *   | {type: 'heard', heartbeat: number, live: boolean, news: number}
- *   | {type: 'answered', last: string}
- *   | {type: 'over', reason: string, retry: number | null}
+ * @typedef {{poll?: boolean}} Of whether it is about the poll, not the stream
+ * @typedef {{type: 'want', wanted: boolean, changed: boolean, told: boolean}
+ *   | {type: 'use', order: Stream[], fixed: boolean}
+ *   | {type: 'network', net: Network}
+ *   | {type: 'heard', poll: boolean, heartbeat: number, live: boolean, news: number, tick: boolean}
+ *   | {type: 'answered', poll: boolean, last: string}
+ *   | {type: 'over', poll: boolean, reason: string, retry: number | null, said?: boolean}
+ *   | {type: 'look', anew: boolean}
+ *   | {type: 'hide', reason: string}
+ *   | {type: 'stuck'}
  *   | {type: 'wake'}
  *   | {type: 'close'}
- * } Event times in ms; but heartbeat in s, 0 where it was not said
+ * } Event times in ms; but heartbeat in s
  */
 
-/**
- * open: a connection on state.transport, for all that is followed (a poll: held for state.wait). drop: the connection,
- * if there is one.
- * @typedef {'open' | 'drop'} Effect
- */
+/** poll, stream: open one, for all that is followed. no poll, no stream: drop it. */
+/** @typedef {'poll' | 'stream' | 'no poll' | 'no stream'} Effect */
 
 /** A poll is held so long, in seconds, once the client is live. Before that it is answered at once. */
 export const HELD = 25
-/** Live for so long and a connection was good: boxes that kill young ones do so within a second. */
+/** So long a probe may be on its own before a poll carries the feed, and before it has failed. */
+export const CARRY = 400
+export const LIMIT = 3000
+/** A stream that lives so long was no mistake. Three that do not are one. */
+const YOUNG = 10e3
+const DEATHS = 3
+/** After a young death this many seconds of silence are enough, so that the next death is seen sooner. */
+const CAREFUL = 5
+/** Live for so long and all is well again. */
 const STEADY = 5000
 /** An answer with nothing new that comes sooner was not held: asking again at once would make a hot loop. */
 const QUICK = 1000
+/** When streams are tried again on a network that lets none through. */
+const AGAIN = [60e3, 300e3, 900e3]
+/** A shorter silence than this is no sign of a box that cuts idle connections. */
+const IDLE = 2000
+const MINUTE = 60e3
 
 /**
- * @param {Transport} transport
+ * @param {Stream[]} order
+ * @param {boolean} fixed
  * @param {number} heartbeat s: what the client asks for, until the server says what it is
  * @param {number} now
  * @returns {State}
  */
-export const initial = (transport, heartbeat, now) => ({
+export const initial = (order, fixed, heartbeat, now) => ({
   phase: 'offline',
-  transport,
+  order,
+  fixed,
   heartbeat,
-  due: Infinity,
+  net: { bad: {}, times: 0 },
+  stream: '',
+  stage: 0,
+  opened: 0,
+  heard: 0,
+  asked: 0,
+  news: 0,
+  gain: 0,
   attempt: 0,
+  deaths: 0,
+  idle: 0,
+  tried: [],
+  round: 0,
+  dueStream: Infinity,
+  duePoll: Infinity,
+  dueCarry: Infinity,
+  dueProbe: Infinity,
+  dueBack: Infinity,
+  peace: 0,
   since: now,
   reason: 'idle',
+  why: '',
 })
+
+/** When to wake it. @param {State} state */
+export const due = ({ dueStream, duePoll, dueCarry, dueProbe, dueBack }) =>
+  Math.min(dueStream, duePoll, dueCarry, dueProbe, dueBack)
+
+/**
+ * What a request asks for: shorter silences where long ones are cut, or were not heard.
+ * @param {State} state
+ * @param {number} most s
+ * @param {number} least s
+ */
+export const quiet = ({ net, deaths }, most, least) =>
+  Math.max(least, Math.min(most, net.quiet || most, deaths ? CAREFUL : most))
 
 /**
  * Full jitter: anywhere between nothing and a limit that doubles from 0.5 to 30 s.
@@ -91,16 +178,19 @@ export const backoff = (attempt, random) => random * Math.min(30e3, 500 * 2 ** a
 /**
  * @param {State} state
  * @param {Event} event
+ * @param {boolean} whole whether all that is followed can be resumed: only then may two connections speak at once,
+ *   because one that starts from nothing says nothing of what is gone
  * @param {number} now ms; may start anywhere, but never goes back
  * @param {number} random from 0 to below 1
  * @returns {{state: State, effects: Effect[]}}
  */
-export function step(state, event, now, random) {
+export function step(state, event, whole, now, random) {
   const next = { ...state }
   /** @type {Effect[]} */
   const effects = []
-  const { phase, transport, wait = 0, asked = 0, news = 0 } = state
-  if (news > 0 || (phase === 'live' && now - state.since >= STEADY)) next.attempt = 0
+  const { phase, fixed } = state
+  const proven = state.stream && state.stage === 2
+  if (state.news > 0 || state.gain > 0 || (phase === 'live' && now - state.since >= STEADY)) next.attempt = 0
 
   /**
    * @param {Phase} phase
@@ -112,42 +202,101 @@ export function step(state, event, now, random) {
     next.reason = reason
   }
 
-  /**
-   * No frame for so long and the connection counts as dead. A poll says nothing while it is held.
-   * @param {number} least s
-   */
-  const watch = (least) => {
-    next.due = now + 1000 * Math.max(2.5 * next.heartbeat, least)
+  /** @param {Partial<Network>} change */
+  const learn = (change) => {
+    next.net = { ...next.net, at: now, ...change }
+  }
+
+  const dropStream = () => {
+    if (next.stream) effects.push('no stream')
+    next.stream = ''
+    next.stage = next.gain = 0
+    next.dueStream = next.dueCarry = Infinity
+  }
+
+  const dropPoll = () => {
+    if (next.wait !== undefined) effects.push('no poll')
+    next.wait = undefined
+    next.duePoll = Infinity
+    next.news = 0
+  }
+
+  /** No word for so long and the stream counts as dead. */
+  const watch = () => {
+    next.heard = now
+    next.dueStream = now + 2500 * next.heartbeat
+  }
+
+  /** @param {Stream} stream */
+  const open = (stream) => {
+    watch()
+    next.stream = stream
+    next.stage = 0
+    next.gain = 0
+    next.opened = now
+    next.tried = [...next.tried, stream]
+    if (fixed) next.dueCarry = now + YOUNG
+    else next.dueStream = now + LIMIT
+    effects.push('stream')
   }
 
   /**
-   * @param {Phase} phase
+   * A first frame gets 10 s at least.
    * @param {number} wait s
    */
-  const open = (phase, wait) => {
-    to(phase)
+  const poll = (wait) => {
     next.wait = wait
     next.asked = now
     next.news = 0
-    // A first frame gets 10 s at least.
-    watch(wait + 10)
-    effects.push('open')
+    next.duePoll = now + 1000 * (wait + 10)
+    next.dueCarry = Infinity
+    effects.push('poll')
+  }
+
+  /** A poll that is held while there is nothing new; at once as long as there is. */
+  const carry = () => poll(next.phase === 'live' ? quiet(next, HELD, 1) : 0)
+
+  /** Tries the next stream: what worked last before the others, and none that was bad. */
+  const probe = () => {
+    const { good, bad } = next.net
+    const left = next.order.filter((s) => !next.tried.includes(s) && (fixed || !((bad[s] ?? 0) > now)))
+    const stream = left.find((s) => s === good) ?? left[0]
+    next.dueProbe = Infinity
+    if (stream) open(stream)
+    else if (next.order.length) next.dueProbe = now + AGAIN[Math.min(next.round++, AGAIN.length - 1)]
+  }
+
+  /** Time for a new try, also of what was bad. */
+  const reprobe = () => {
+    next.tried = []
+    learn({ bad: {} })
+    probe()
   }
 
   /**
    * @param {Phase} phase
-   * @param {string} [reason]
+   * @param {string} reason
+   * @param {number} back
    */
-  const rest = (phase, reason = phase) => {
-    effects.push('drop')
+  const rest = (phase, reason, back = Infinity) => {
+    dropStream()
+    dropPoll()
     to(phase, reason)
-    next.due = Infinity
-    next.news = 0
+    next.tried = []
+    next.dueProbe = Infinity
+    next.dueBack = back
   }
 
   const connect = () => {
     rest('offline', 'idle')
-    if (next.wanted) open('connecting', 0)
+    if (!next.wanted) return
+    to('connecting')
+    const { good, bad } = next.net
+    // What is known to work resumes at once. A poll is beside it soon if it does not.
+    if (good && whole && !next.deaths && next.order.includes(good) && !((bad[good] ?? 0) > now)) {
+      open(good)
+      if (!fixed) next.dueCarry = now + CARRY
+    } else poll(0)
   }
 
   /**
@@ -155,48 +304,202 @@ export function step(state, event, now, random) {
    * @param {number} [retry] ms
    */
   const lose = (reason, retry = 0) => {
-    rest('offline', reason)
-    next.due = now + backoff(next.attempt++, random) + (Math.max(retry, 0) || 0)
+    const pause = Math.max(retry, 0) || 0
+    next.peace = now + pause
+    rest('offline', reason, now + pause + backoff(next.attempt++, random))
+  }
+
+  /** Whatever failed may have failed because the server, or the whole network, was away: no transport is to blame. */
+  const away = (/** @type {string} */ reason, /** @type {number} */ retry = 0) => {
+    next.deaths = 0
+    lose(reason, retry)
+  }
+
+  /**
+   * A poll's answer broke off: the next one is to be shorter. As long as each brings something, there is an end to it.
+   */
+  const broke = () => {
+    if (state.wait) cut(state.asked)
+    next.broken = state.limit ?? 1000
+    next.limit = next.broken >> 5 || 1
+    if (state.news > 0) poll(state.wait ?? 0)
+    else away('cut off')
+  }
+
+  /** A connection ended while it was silent, twice after about the same time: something cuts those. */
+  const cut = (/** @type {number} */ from) => {
+    const idle = now - from
+    if (idle < IDLE) return
+    if (Math.abs(idle - state.idle) < 0.2 * idle) learn({ quiet: Math.floor(idle * 0.0006) || 1 })
+    next.idle = idle
+  }
+
+  /** @param {Stream} stream */
+  const bad = (stream) => {
+    const until = now + Math.min(60, 10 * 2 ** next.net.times) * MINUTE
+    learn({
+      good: next.net.good === stream ? undefined : next.net.good,
+      bad: { ...next.net.bad, [stream]: until },
+      times: next.net.times + 1,
+    })
+  }
+
+  /** @param {string} reason */
+  const streamLost = (reason) => {
+    const stream = /** @type {Stream} */ (state.stream)
+    next.why = `${stream}: ${reason}`
+    if (proven || fixed) {
+      if (reason !== 'silent') cut(state.heard)
+      // One that fell silent has lived no longer than it spoke.
+      const end = reason === 'silent' ? state.heard : now
+      next.deaths = end - state.opened < YOUNG ? state.deaths + 1 : 0
+      if (next.deaths >= DEATHS && !fixed) {
+        bad(stream)
+        next.deaths = 0
+      }
+      return lose(reason)
+    }
+    dropStream()
+    // A poll carries from here on, and says whether the server is there at all. If so, this way is no way.
+    if (phase === 'live' && whole) probe()
+    if (next.wait === undefined) carry()
   }
 
   const { type } = event
-  const apart = phase === 'offline' || phase === 'closed'
-  if (state.final) {
+  const apart = phase === 'offline' || phase === 'denied'
+  if (phase === 'closed') {
     // Nothing brings it back.
   } else if (type === 'want') {
     next.wanted = event.wanted
     if (apart) {
       // Waiting goes on: who follows next must not come sooner than the server asked for.
-      if (event.wanted && state.due === Infinity) connect()
-    } else if (!event.wanted || (event.changed && transport !== 'websocket')) connect()
-    else if (event.changed && phase === 'live') to('catching-up')
-  } else if (type === 'transport') {
-    next.transport = event.transport
-    if (event.transport !== transport || phase === 'closed') connect()
+      if (event.wanted && (state.dueBack === Infinity || phase === 'denied')) connect()
+    } else if (!event.wanted || (event.changed && !(event.told && proven))) connect()
+    else if (event.changed) {
+      dropPoll()
+      to('catching-up')
+      next.dueCarry = now + YOUNG
+    }
+  } else if (type === 'use') {
+    next.order = event.order
+    next.fixed = event.fixed
+    next.deaths = 0
+    // Also where it was denied, or waits; but not sooner than the server asked for.
+    if (now >= state.peace) connect()
+  } else if (type === 'network') {
+    next.net = event.net
   } else if (type === 'close') {
-    rest('closed')
-    next.final = true
+    rest('closed', 'closed')
+  } else if (type === 'hide') {
+    if (!apart) rest('offline', event.reason, now + backoff(9, 1))
+  } else if (type === 'look') {
+    next.round = 0
+    if (apart) {
+      if (state.wanted && now >= state.peace && phase === 'offline') {
+        next.attempt = 0
+        connect()
+      }
+    } else if (event.anew || (proven && now - state.heard > 1200 * state.heartbeat)) connect()
+    else if (phase === 'live' && !state.stream && whole && now - state.opened > YOUNG) reprobe()
+  } else if (type === 'stuck') {
+    if (proven && state.stream === 'sse') connect()
+    else if (state.wait) {
+      // The write is in line before the next poll.
+      dropPoll()
+      carry()
+    }
   } else if (type === 'wake') {
-    if (now < state.due) {
+    if (now < due(state)) {
       // Too early.
-    } else if (phase === 'offline') connect()
-    else lose('silent')
-  } else if (apart) {
-    // The rest is about a connection.
+    } else if (apart || now - due(state) > YOUNG) {
+      // So late that we must have slept: what was open is not, and nobody is to blame.
+      connect()
+    } else if (now >= state.duePoll) away('silent')
+    else if (now >= state.dueStream) streamLost(proven ? 'silent' : 'not proven')
+    else {
+      // Whoever hears us not, for all that it says, is no way to follow more.
+      if (now >= state.dueCarry && (proven || fixed)) streamLost('mute')
+      else if (now >= state.dueCarry) {
+        // What starts from nothing can't be overtaken.
+        if (!whole) {
+          dropStream()
+          next.tried = []
+        }
+        carry()
+      }
+      if (now >= state.dueProbe) reprobe()
+    }
+  } else if (apart || (event.poll ? state.wait === undefined : !state.stream)) {
+    // The rest is about a connection, and that one is gone.
   } else if (type === 'heard') {
     next.heartbeat = event.heartbeat || state.heartbeat
-    next.news = news + event.news
-    if (event.live) to('live')
+    if (event.poll) {
+      next.news += event.news
+      next.duePoll = now + 1000 * ((state.wait ?? 0) + 10)
+      // The server is there, so what failed before it answered failed by itself.
+      for (const stream of state.tried) {
+        if (stream !== state.stream && !((state.net.bad[stream] ?? 0) > now) && !fixed) bad(stream)
+      }
+    } else {
+      next.gain += event.news
+      // A poll beside it will bring the same, too late to be news.
+      if (state.wait !== undefined && event.news > 0) next.news += event.news
+      const limit = next.dueStream
+      watch()
+      if (event.tick) next.dueCarry = Infinity
+      if (event.tick && !proven) {
+        next.stage = 2
+        if (state.net.good !== state.stream || state.net.bad[/** @type {Stream} */ (state.stream)]) {
+          learn({ good: /** @type {Stream} */ (state.stream), bad: { ...state.net.bad, [state.stream]: 0 } })
+        }
+        next.round = 0
+        next.why = `${state.stream}: proven`
+        next.dueProbe = Infinity
+        dropPoll()
+      } else if (!proven) {
+        next.stage = 1
+        if (!fixed) next.dueStream = limit
+      }
+    }
+    if (event.news < 0) {
+      // Whoever brings a reset brings it alone.
+      if (event.poll) dropStream()
+      else dropPoll()
+      next.tried = []
+    }
+    if (event.live && !(fixed && event.poll && next.order.length)) to('live')
     else if (event.news < 0 || phase === 'connecting') to('catching-up')
-    watch(transport === 'poll' ? wait + 10 : 0)
   } else if (type === 'over') {
-    if (event.retry === null) rest('closed', event.reason)
-    else lose(event.reason, event.retry)
-  } else if (transport !== 'poll') lose('ended')
-  else if (event.last === 'next' && news > 0) open('catching-up', 0)
-  else if (event.last !== 'live') lose('cut off')
-  // The first answer may well be empty at once: it was asked not to wait. The later ones are asked to.
-  else if (!wait || news > 0 || now - asked >= QUICK) open('live', HELD)
-  else lose('nothing new')
+    const { reason, retry, said } = event
+    if (!event.poll && !said && !fixed) streamLost(reason)
+    else if (retry === null) {
+      // Half of it for sure: a crowd of refused clients is a crowd too.
+      rest('denied', reason, now + (0.5 + random / 2) * 5 * MINUTE)
+    } else if (event.poll || said) {
+      if (event.poll && reason === 'cut off') broke()
+      else {
+        if (event.poll && state.wait) cut(state.asked)
+        away(reason, retry)
+      }
+    } else streamLost(reason)
+  } else if (!event.poll) streamLost('ended')
+  else {
+    const { wait = 0, news, asked } = state
+    next.wait = undefined
+    next.duePoll = Infinity
+    if (event.last === 'next' && news > 0) {
+      // Whoever has seen the first page can wait a little for the second.
+      next.limit = state.broken ? Math.min(2 * (state.limit ?? 1), state.broken >> 1 || 1) : 1e4
+      poll(0)
+    } else if (event.last !== 'live') {
+      broke()
+    } else if (!wait || news > 0 || now - asked >= QUICK) {
+      next.limit = next.broken = undefined
+      // The first answer may well be empty at once: it was asked not to wait. The later ones are asked to.
+      if (!state.stream && (whole || fixed) && state.dueProbe === Infinity) probe()
+      if (!next.stream || (!fixed && now - next.opened >= CARRY)) carry()
+      else if (!fixed) next.dueCarry = next.opened + CARRY
+    } else away('nothing new')
+  }
   return { state: next, effects }
 }

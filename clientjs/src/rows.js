@@ -1,123 +1,163 @@
 /**
  * A change of the rows as shown. `op` says what it did to them, whatever the writer called it: `insert` for a key that
- * was not there, `modify` for one that was, `remove` for one that is gone (then without a value).
+ * was not there, `modify` for one that was, `remove` for one that is gone (then without a value). `seq`: of the row's
+ * last change that the server has confirmed, 0 if there is none yet.
  * @template {object} [T=Record<string, any>]
  * @typedef {{op: 'insert' | 'modify' | 'remove', key: string, value?: T, seq: number}} Change
  */
 
 /**
- * What subscribers are told, once for all that came together. `reset`: the rows were read anew, and the changes are
- * what really differs.
+ * What subscribers are told, once for all that came together, at most one change a key. `reset`: the rows were read
+ * anew, and the changes are what really differs.
  * @template {object} [T=Record<string, any>]
  * @typedef {{changes: Change<T>[], reset: boolean}} Batch
  */
 
-/**
- * Rows as one log has them. cursor: the sequence up to which they have been read, 0 for nothing; seqs: of the keys in
- * values.
- * @typedef {{epoch: string, cursor: number, values: Map<string, any>, seqs: Map<string, number>}} Table
- */
-
-/** @returns {Table} */
-const table = (epoch = '') => ({ epoch, cursor: 0, values: new Map(), seqs: new Map() })
+/** A row as confirmed; value undefined: it is gone. @typedef {{seq: number, value?: any}} Row */
 
 /**
- * @param {Table} table
- * @param {string} key
+ * Rows as one log has them. cursor: the sequence up to which they have been read, -1 for nothing at all.
+ * @typedef {{epoch: string, cursor: number, rows: Map<string, Row>}} Table
  */
-const seqOf = (table, key) => table.seqs.get(key) ?? 0
 
-/**
- * Up to which sequence a table knows all there is to know of a key.
- * @param {Table} table
- * @param {string} key
- */
-const known = (table, key) => Math.max(table.cursor, seqOf(table, key))
+/** What a write says that has no answer yet. @typedef {{op: string, key?: string, value?: any, patch?: any}} Guess */
 
 /**
  * The rows of one collection, as a fold of what the feed brings and of one's own writes.
  *
- * Four things are held: the rows as shown; during a reset the rows that will replace them (staged); the cursor, below
- * which nothing is news; and the own writes that the server has confirmed before the feed brought them (own). The last
- * are needed because the feed may be behind: after a remove at 12 the feed may still bring the same key's change at
- * 10, and a reset may go live at 11. Removed keys need no memory beyond that: what the feed brought is below the cursor.
+ *     table    what the log says, as far as it was read: nothing below its cursor is news
+ *     stale    while a reset is read: the table from before it, which is shown until live
+ *     own      own writes that the server has confirmed before the feed brought them. The feed may be behind: after a
+ *              remove at 12 it may still bring the same key's change at 10, and a reset may go live at 11
+ *     guesses  own writes that have no answer yet, in order, on top of all that
+ *     values   what comes out: the rows as shown
+ *
+ * Whatever moves marks its keys, and take() compares what is shown with what should be: so nothing is told twice, a
+ * guess that came true is no change, and neither is a reset that brings the same rows.
  */
 export function createRows() {
-  let shown = table()
+  /** @type {Table} */
+  let table = { epoch: '', cursor: -1, rows: new Map() }
   /** @type {Table | undefined} */
-  let staged
-  /** What the next change goes to: staged, else shown. */
-  let to = shown
-  let version = 0
-  let anew = false
-  /** @type {Change[]} */
-  let changes = []
+  let stale
   /**
-   * Of the epoch of to. brought: the feed has passed it, but the rows shown are still those from before the reset, and
-   * without this an older answer that comes late would bring back a row that was removed since.
-   * @type {Map<string, {seq: number, value: any, brought?: boolean}>}
+   * Of the table's epoch. brought: during a reset the feed has passed it, perhaps to a newer state. It is kept until
+   * live all the same: it shows, and without it an older answer that comes late would bring back what was removed.
+   * @type {Map<string, Row & {brought: boolean}>}
    */
   const own = new Map()
+  /** @type {Map<string, Guess>} */
+  const guesses = new Map()
+  const values = new Map()
+  /** Keys to look at, with the sequence of what touched them. @type {Map<string, number>} */
+  const marked = new Map()
+  let version = 0
+  let anew = false
+  let ready = false
+  let tell = false
+  let begun = false
 
   /** @param {string} key */
   const ownSeq = (key) => own.get(key)?.seq ?? 0
 
   /**
-   * @param {Change['op']} op
-   * @param {string} key
-   * @param {number} seq
-   * @param {any} [value]
-   */
-  const report = (op, key, seq, value) => changes.push({ op, key, value, seq })
-
-  /**
+   * Up to which sequence a table knows all there is to know of a key.
    * @param {Table} table
    * @param {string} key
-   * @param {number} seq
-   * @param {any} [value] undefined: the row goes
    */
-  const store = (table, key, seq, value) => {
-    const { values, seqs } = table
-    const held = values.has(key)
-    if (table === shown && (value || held)) report(value ? (held ? 'modify' : 'insert') : 'remove', key, seq, value)
-    if (value) {
-      values.set(key, value)
-      seqs.set(key, seq)
-    } else {
-      values.delete(key)
-      seqs.delete(key)
-    }
+  const known = (table, key) => Math.max(table.cursor, table.rows.get(key)?.seq ?? 0)
+
+  /**
+   * The row that counts: the table's; during a reset the stale one, unless an own write is newer.
+   * @param {string} key
+   * @returns {Row | undefined}
+   */
+  const current = (key) => {
+    const write = own.get(key)
+    if (!stale) return table.rows.get(key)
+    return write && (stale.epoch !== table.epoch || write.seq > known(stale, key)) ? write : stale.rows.get(key)
+  }
+
+  /** @param {string} key */
+  const mark = (key, seq = current(key)?.seq ?? 0) => marked.set(key, seq)
+
+  /**
+   * @param {string} key
+   * @param {number} seq
+   * @param {any} value undefined: the row goes
+   */
+  const store = (key, seq, value) => {
+    if (value) table.rows.set(key, { seq, value })
+    else table.rows.delete(key)
+    mark(key, seq)
   }
 
   /**
-   * Every row follows. They are staged, beside the rows shown, until live.
+   * Every row follows. They are read beside the rows shown, until live.
    * @param {string} epoch
    */
   const reset = (epoch) => {
-    // Sequences of two epochs do not compare.
-    if (epoch !== to.epoch) own.clear()
-    to = staged = table(epoch)
+    stale ??= table
+    if (epoch !== table.epoch) {
+      // Sequences of two epochs do not compare. What shows by them goes on showing.
+      for (const key of own.keys()) stale.rows.set(key, current(key) ?? { seq: 0 })
+      own.clear()
+    }
+    table = { epoch, cursor: -1, rows: new Map() }
     for (const [key, write] of own) {
       write.brought = false
-      store(to, key, write.seq, write.value)
+      store(key, write.seq, write.value)
     }
   }
 
+  /** @param {number} seq */
+  const next = (seq) => {
+    const moved = seq > table.cursor
+    if (moved) table.cursor = seq
+    return moved
+  }
+
   return {
-    get values() {
-      return shown.values
-    },
-    /** Grows whenever the values change. */
+    values,
+    /** Grows whenever what is shown changes. */
     get version() {
       return version
     },
+    /** Whether the rows shown were whole once. */
+    get ready() {
+      return ready
+    },
     get cursor() {
-      return to.cursor ? `${to.epoch}-${to.cursor}` : undefined
+      return table.cursor < 0 ? undefined : `${table.epoch}-${table.cursor}`
+    },
+    /** The cursor to ask for what follows. From then on it is too late to load: what went meanwhile may not be said. */
+    ask() {
+      begun = true
+      return this.cursor
+    },
+    /** As the log has them; during a reset what has been read of it. Not to be changed. */
+    get table() {
+      return table
+    },
+    /** Whether a reset is under way, so that the table is not whole. */
+    get staged() {
+      return !!stale
     },
     /** @param {string} key */
-    seq: (key) => shown.seqs.get(key),
-
+    seq: (key) => current(key)?.seq,
     reset,
+    next,
+
+    /**
+     * Rows that were kept from another time, or by another tab. Whatever the feed has brought knows better.
+     * @param {Table} kept
+     */
+    load(kept) {
+      if (table.epoch || begun) return
+      table = kept
+      ready = tell = true
+      for (const key of kept.rows.keys()) mark(key)
+    },
 
     /**
      * A feed of this epoch brings this collection from here on. Another epoch than before is a reset, also where the
@@ -125,8 +165,8 @@ export function createRows() {
      * @param {string} epoch
      */
     cover(epoch) {
-      to.epoch ||= epoch
-      if (to.epoch !== epoch) reset(epoch)
+      table.epoch ||= epoch
+      if (table.epoch !== epoch) reset(epoch)
     },
 
     /**
@@ -134,14 +174,17 @@ export function createRows() {
      * @param {string} key
      * @param {number} seq
      * @param {any} value undefined: removed
+     * @param {string} [id] of the write that it comes from
      */
-    put(key, seq, value) {
-      const write = own.get(key)
-      if (write && seq >= write.seq) {
-        if (staged) write.brought = true
+    put(key, seq, value, id = '') {
+      const written = ownSeq(key)
+      // Of a row that is held any later change is news, even below the cursor: another connection may have moved it.
+      if (seq > written && seq > (table.rows.get(key)?.seq ?? table.cursor)) store(key, seq, value)
+      if (written && seq >= written) {
+        if (stale) own.set(key, { seq, value, brought: true })
         else own.delete(key)
       }
-      if (seq > ownSeq(key) && seq > known(to, key)) store(to, key, seq, value)
+      if (guesses.delete(id)) mark(key)
     },
 
     /**
@@ -153,56 +196,53 @@ export function createRows() {
      */
     wrote(epoch, key, seq, value) {
       // Of another log than the feed is in: the feed will come to it, or has left it. Either way it tells the truth.
-      if (epoch !== to.epoch || seq <= ownSeq(key)) return
-      if (seq > known(to, key)) {
-        own.set(key, { seq, value })
-        if (staged) store(staged, key, seq, value)
-      } else if (!staged) return
-      // Shown at once, also beside a staged table, which may know better by now.
-      if (seqOf(to, key) > seq) {
-        seq = seqOf(to, key)
-        value = to.values.get(key)
-      }
-      if (epoch === shown.epoch ? seq > known(shown, key) : !same(value, shown.values.get(key))) {
-        store(shown, key, seq, value)
-      }
+      if (epoch !== table.epoch || seq <= ownSeq(key)) return
+      const row = table.rows.get(key)
+      const brought = seq <= known(table, key)
+      // What the feed has passed it has brought, or will bring in a newer state, or it is gone.
+      if (brought && (!stale || (value && !row))) return
+      own.set(key, { seq, value, ...(brought && row), brought })
+      if (brought) mark(key)
+      else store(key, seq, value)
     },
 
     /**
-     * Moves the cursor, never back. Reports whether it moved.
-     * @param {number} seq
+     * Shows a write before it has an answer; ungues takes it back, or makes room for the answer.
+     * @param {string} id
+     * @param {Guess} guess
      */
-    next(seq) {
-      const moved = seq > to.cursor
-      if (moved) to.cursor = seq
-      return moved
+    guess(id, guess) {
+      guesses.set(id, guess)
+      mark(`${guess.key}`)
+    },
+
+    /** @param {string} id */
+    unguess(id) {
+      const guess = guesses.get(id)
+      if (guess && guesses.delete(id)) mark(`${guess.key}`)
     },
 
     /**
      * The feed has brought everything up to seq. Own writes up to there that it did not bring are undone since: a feed
-     * that starts from the beginning says nothing of rows that are gone. A staged table takes its place now.
+     * that starts from the beginning says nothing of rows that are gone. What was shown during a reset goes.
      * @param {number} seq
      */
     live(seq) {
       for (const [key, write] of own) {
         if (write.seq <= seq) {
           own.delete(key)
-          if (!write.brought && seqOf(to, key) === write.seq) store(to, key, seq)
+          mark(key)
+          if (!write.brought && table.rows.get(key)?.seq === write.seq) store(key, seq, undefined)
         }
       }
-      this.next(seq)
-      if (!staged) return
-      const before = shown.values
-      shown = staged
-      staged = undefined
+      next(seq)
+      tell ||= !ready
+      ready = true
+      if (!stale) return
+      const keys = [...stale.rows.keys(), ...table.rows.keys()]
+      stale = undefined
       anew = true
-      for (const key of minus(before, shown.values)) report('remove', key, to.cursor)
-      for (const [key, value] of shown.values) {
-        const old = before.get(key)
-        // An equal row keeps its object, so that whoever compares by identity sees no change either.
-        if (same(old, value)) shown.values.set(key, old)
-        else report(old ? 'modify' : 'insert', key, seqOf(shown, key), value)
-      }
+      for (const key of keys) mark(key, table.rows.get(key)?.seq ?? seq)
     },
 
     /**
@@ -210,10 +250,23 @@ export function createRows() {
      * @returns {Batch | undefined}
      */
     take() {
+      /** @type {Change[]} */
+      const changes = []
+      for (const [key, seq] of marked) {
+        let value = current(key)?.value
+        for (const guess of guesses.values()) if (guess.key === key) value = apply(guess, value)
+        const old = values.get(key)
+        // An equal row keeps its object, so that whoever compares by identity sees no change either.
+        if (same(old, value)) continue
+        if (value) values.set(key, value)
+        else values.delete(key)
+        changes.push({ op: value ? (old ? 'modify' : 'insert') : 'remove', key, value, seq })
+      }
       const batch = { changes, reset: anew }
-      changes = []
-      anew = false
-      if (!batch.changes.length) return
+      const silent = !changes.length && !tell
+      marked.clear()
+      anew = tell = false
+      if (silent) return
       version++
       return batch
     },
@@ -221,6 +274,34 @@ export function createRows() {
 }
 
 /** @typedef {ReturnType<typeof createRows>} Rows */
+
+/**
+ * What the server will make of a row, if all goes well.
+ * @param {Guess} guess
+ * @param {any} old undefined: there is none
+ */
+const apply = ({ op, value, patch }, old) =>
+  op === 'remove' || (op === 'modify' && !old) ? undefined : (value ?? merge(old, patch))
+
+/**
+ * RFC 7396: null removes a member, an object is merged, anything else replaces.
+ * @param {any} old
+ * @param {any} patch
+ * @returns {any}
+ */
+function merge(old, patch) {
+  if (!isObject(patch)) return patch
+  // From entries, because an assignment to a member called __proto__ would not make one.
+  const members = new Map(Object.entries(isObject(old) ? old : {}))
+  for (const [name, value] of Object.entries(patch)) {
+    if (value === null) members.delete(name)
+    else members.set(name, merge(members.get(name), value))
+  }
+  return Object.fromEntries(members)
+}
+
+/** @param {any} value */
+const isObject = (value) => value instanceof Object && !Array.isArray(value)
 
 /**
  * The keys of a that b lacks.

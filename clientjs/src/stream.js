@@ -1,6 +1,5 @@
+import { known } from './errors.js'
 import { createLines } from './lines.js'
-import { request } from './request.js'
-import { createParser } from './sse.js'
 
 /**
  * done: settles when nothing more comes. send: where the connection goes both ways.
@@ -9,31 +8,36 @@ import { createParser } from './sse.js'
 
 /**
  * One answer over HTTP, read as it comes: an event stream, or the lines of a poll. Whole lines count even if the
- * answer is cut off; its unfinished rest never does.
- * @param {typeof globalThis.fetch} fetch
+ * answer is cut off; its unfinished rest never does. Of an event stream only the data matter, which are one line each:
+ * frames say themselves what they are.
+ * @param {(url: string, init: RequestInit) => Promise<Response>} request
  * @param {string} url
  * @param {boolean} sse
  * @param {(lines: string[]) => void} onLines gets frames, all that came together; some lines may be blank
  * @returns {Connection & {done: Promise<void>}} done rejects if the answer is a problem, or does not come to its end
  */
-export function openStream(fetch, url, sse, onLines) {
+export function openStream(request, url, sse, onLines) {
   const abort = new AbortController()
 
   const read = async () => {
-    const { body } = await request(fetch, url, {
+    const { body } = await request(url, {
       headers: sse ? { accept: 'text/event-stream' } : {},
       signal: abort.signal,
     })
     /** @type {string[]} */
     let lines = []
-    const parser = sse
-      ? createParser({ onEvent: ({ data }) => lines.push(data) })
-      : createLines((line) => lines.push(line))
+    const parser = createLines((line) => {
+      if (!sse) lines.push(line)
+      else if (line.startsWith('data:')) lines.push(line.slice(5))
+    })
     const decoder = new TextDecoder()
     const reader = body?.getReader()
     for (;;) {
       // No body, as of a 204, is one that ends at once.
-      const { value } = (await reader?.read()) ?? {}
+      const { value } =
+        (await reader?.read().catch((cause) => {
+          throw known(cause, 'cut off')
+        })) ?? {}
       if (!value) return
       parser.feed(decoder.decode(value, { stream: true }))
       onLines(lines)

@@ -1,28 +1,33 @@
-import { badFrame, problem } from './errors.js'
+import { problem } from './errors.js'
 
 /** @typedef {import('./stream.js').Connection} Connection */
-/** @typedef {{onmessage: any, onclose: any, onerror: any, send: (text: string) => void, close: () => void}} Socket */
+/** @typedef {{onopen: any, onmessage: any, onclose: any, onerror: any, readyState: number, send: (text: string) => void, close: () => void}} Socket */
 
 /**
- * One WebSocket. A message holds frames, a line each; a binary message is told as odd and otherwise ignored.
+ * One WebSocket. A message holds frames, a line each.
  * @param {new (url: string) => Socket} WebSocket
  * @param {string} url
+ * @param {() => void} onOpen
  * @param {(lines: string[]) => void} onLines
- * @param {(error: import('./errors.js').TidemarkError) => void} onOdd
  * @param {(error: import('./errors.js').TidemarkError) => void} onClose
  * @returns {Connection}
  */
-export function openSocket(WebSocket, url, onLines, onOdd, onClose) {
+export function openSocket(WebSocket, url, onOpen, onLines, onClose) {
   const socket = new WebSocket(url.replace(/^http/, 'ws'))
-  socket.onmessage = (/** @type {{data: unknown}} */ { data }) => {
-    if (typeof data === 'string') onLines(data.split('\n'))
-    else onOdd(badFrame('a binary message'))
-  }
+  socket.onopen = onOpen
+  // A binary message, which no server sends, is none of our lines.
+  socket.onmessage = (/** @type {{data: unknown}} */ { data }) => onLines(`${data}`.split('\n'))
   socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) => {
     // 4400, 4401 and 4403 mean what 400, 401 and 403 do in HTTP; after all others the next one may live.
     onClose(problem({ detail: reason || `WebSocket closed: ${code}` }, code >= 4400 && code < 4404 ? code - 4000 : 0))
   }
   // An error says nothing that the close after it does not; unheard, some implementations throw it.
   socket.onerror = () => {}
-  return { close: () => socket.close(), send: (text) => socket.send(text) }
+  return {
+    close: () => socket.close(),
+    // Before it is open it takes nothing.
+    get send() {
+      return socket.readyState === 1 ? (/** @type {string} */ text) => socket.send(text) : undefined
+    },
+  }
 }

@@ -17,19 +17,45 @@ import { backoff } from './machine.js'
 
 /** @typedef {{cursor: string, results: Result[]}} Answer */
 
+/**
+ * A request to write, as it is kept: what is sent is the same whoever sends it, and however often.
+ * @typedef {object} Entry
+ * @property {string} client whose ids the changes bear
+ * @property {boolean} atomic
+ * @property {(Write & {id: string})[]} changes
+ * @property {number} [at] when it was sent first, in ms since 1970
+ * @property {any} [place] where a store keeps it
+ */
+
 /** One try, in ms. Then the answer counts as lost. */
 const TRY = 30e3
-/** No try begins later than this after the first, in ms. Well within the hour for which the server knows the ids. */
-const LIMIT = 60e3
+/**
+ * A write that was sent so long ago, in ms, is not sent again: servers know the ids of what they took for an hour unless
+ * told otherwise, and after that the same write would take effect twice.
+ */
+const WINDOW = 55 * 60e3
+/** Single changes that wait go together, at most so many, and about so many characters. */
+const TOGETHER = 100
+const LENGTH = 2e5
 
 /**
- * Sends writes until there is an answer. Each change has an id of its own, so one whose answer was lost takes effect
- * once, however often it is sent.
- * @param {import('./clock.js').Clock} clock
- * @param {(body: string, first: boolean, signal: AbortSignal) => Promise<any>} transmit
+ * Sends writes in order, one request at a time, until each has an answer. Each change has an id of its own, so one
+ * whose answer was lost takes effect once, however often it is sent. What gathers meanwhile goes together, if it is
+ * single changes: those succeed or fail each for itself either way.
+ * @param {object} options
+ * @param {import('./clock.js').Clock} options.clock
+ * @param {() => boolean} options.ready whether it is worth a try
+ * @param {(body: string, first: boolean, signal: AbortSignal) => Promise<any>} options.transmit
+ * @param {(entry: Entry) => unknown} [options.keep] resolves when the entry is safe
+ * @param {(entry: Entry) => void} [options.drop]
  */
-export function createWriter(clock, transmit) {
+export function createWriter({ clock, ready, transmit, keep, drop }) {
   let closed = false
+  let running = false
+  /** So many of the next are sent alone, because one of them is refused wherever it is. */
+  let alone = 0
+  /** @type {{entry: Entry, text: string, kept: unknown, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
+  const queue = []
   /** @type {Set<(error: Error) => void>} */
   const stops = new Set()
   const over = () => new TidemarkError('closed', 'the client was closed')
@@ -58,32 +84,88 @@ export function createWriter(clock, transmit) {
     })
   }
 
-  return {
-    /**
-     * @param {string} body
-     * @returns {Promise<Answer>}
-     */
-    async send(body) {
-      const begun = clock.now()
-      for (let attempt = 0; ; attempt++) {
-        if (closed) throw over()
-        try {
-          const answer = await within(TRY, (signal) => transmit(body, !attempt, signal))
-          if (Array.isArray(answer.results)) return answer
-          throw problem(answer)
-        } catch (cause) {
-          const error = known(cause)
-          const delay = (error.retry ?? Infinity) + backoff(attempt, clock.random())
-          if (clock.now() + delay - begun > LIMIT) throw error
-          await within(delay)
+  /** What goes next. */
+  const batch = () => {
+    const [first] = queue
+    let count = 0
+    let length = 0
+    for (const { entry, text } of queue) {
+      length += text.length
+      const single = entry.changes.length === 1 && entry.client === first.entry.client && length < LENGTH
+      if (count && (!single || alone || first.entry.changes.length > 1 || count >= TOGETHER)) break
+      count++
+    }
+    return queue.slice(0, count)
+  }
+
+  /** Sends what there is, as long as there is a chance. To be called whenever that changes. */
+  async function run() {
+    if (running) return
+    running = true
+    for (let attempt = 0; queue.length && !closed && ready(); ) {
+      const sent = batch()
+      const [{ entry }] = sent
+      /** @param {(one: typeof sent[0], i: number) => void} tell */
+      const done = (tell) => {
+        attempt = 0
+        alone -= alone && 1
+        for (const [i, one] of sent.entries()) {
+          queue.shift()
+          drop?.(one.entry)
+          tell(one, i)
         }
       }
+      try {
+        if (clock.now() - (entry.at ?? Infinity) > WINDOW) {
+          throw new TidemarkError('unknown', 'sent more than an hour ago, and nobody knows whether it took effect')
+        }
+        for (const one of sent) {
+          if (one.entry.at) continue
+          one.entry.at = clock.now()
+          one.kept = Promise.resolve(one.kept).then(() => keep?.(one.entry))
+        }
+        await Promise.all(sent.map(({ kept }) => kept))
+        const changes = sent.map(({ text }) => text).join()
+        const body = `{"client":${JSON.stringify(entry.client)},"atomic":${entry.atomic && !sent[1]},"changes":[${changes}]}`
+        const first = !attempt++
+        const answer = await within(TRY, (signal) => transmit(body, first, signal))
+        if (!Array.isArray(answer.results)) throw problem(answer)
+        const { cursor, results } = answer
+        done(({ resolve }, i) => resolve(sent[1] ? { cursor, results: [results[i]] } : answer))
+      } catch (cause) {
+        const error = known(cause)
+        if (closed) break
+        if (error.retry !== null) {
+          await within(error.retry + backoff(attempt - 1, clock.random())).catch(() => {})
+        } else if (sent[1]) alone = sent.length
+        else done(({ reject }) => reject(error))
+      }
+    }
+    running = false
+  }
+
+  return {
+    run,
+
+    /**
+     * @param {Entry} entry
+     * @returns {Promise<Answer>}
+     */
+    send(entry) {
+      if (closed) return Promise.reject(over())
+      return new Promise((resolve, reject) => {
+        // Safe from the start, because it may be long until there is a network.
+        if (ready() && !queue.length) entry.at ??= clock.now()
+        queue.push({ entry, text: JSON.stringify(entry.changes).slice(1, -1), kept: keep?.(entry), resolve, reject })
+        run()
+      })
     },
 
     /** Gives up what is under way. */
     close() {
       closed = true
       for (const stop of stops) stop(over())
+      for (const { reject } of queue) reject(over())
     },
   }
 }

@@ -2,41 +2,78 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { TidemarkError } from '../src/errors.js'
-import { createFeed } from '../src/feed.js'
+import { confirm, createFeed, fold } from '../src/feed.js'
 import { createRows, same } from '../src/rows.js'
 import { change, live, next, open } from './wire.js'
 
 /** @typedef {import('../src/rows.js').Rows} Rows */
 /** @typedef {import('../src/rows.js').Change} Change */
 
+/** Connections, one after the other, over the same rows. @param {(name: string) => Rows | undefined} find */
+function connections(find) {
+  /** @type {ReturnType<typeof createFeed>} */
+  let feed
+  return {
+    get asked() {
+      return feed.asked
+    },
+    /** @param {string[]} names */
+    begin(names) {
+      feed = createFeed((fact) => fold(fact, find))
+      for (const name of names) feed.asked.set(name, '')
+    },
+    /** @param {any} frame */
+    take: (frame) => feed.take(frame),
+    /** @param {string} cursor @param {any[]} writes @param {any[]} results */
+    wrote: (cursor, writes, results) => confirm(cursor, writes, results, find),
+  }
+}
+
 /** A feed over some collections, all asked for from the start. @param {string[]} names */
 function setup(names = ['todos']) {
   const all = new Map(names.map((name) => [name, createRows()]))
-  const feed = createFeed((name) => all.get(name))
+  const feed = connections((name) => all.get(name))
   feed.begin(names)
   const rows = /** @type {Rows} */ (all.get(names[0]))
+  // As the client does it: subscribers are told once for all frames that came together.
   const take = (/** @type {object[]} */ ...frames) => {
-    for (const frame of frames) feed.take(/** @type {any} */ (frame))
+    try {
+      for (const frame of frames) feed.take(/** @type {any} */ (frame))
+    } finally {
+      for (const rows of all.values()) tell(rows)
+    }
   }
   const wrote = (
     /** @type {number} */ seq,
     /** @type {string} */ key,
     /** @type {object | null} */ value,
     epoch = 'aaaa',
-  ) =>
+  ) => {
     feed.wrote(
       `${epoch}-${seq}`,
       [{ collection: names[0], op: value ? 'put' : 'remove' }],
       [{ status: 'ok', key, seq, value: value ?? undefined }],
     )
+    tell(rows)
+  }
   return { all, feed, rows, take, wrote }
 }
 
 /** @param {Rows} rows */
 const shown = (rows) => Object.fromEntries(rows.values)
 
+/** @type {WeakMap<Rows, Change[]>} */
+const news = new WeakMap()
+
 /** @param {Rows} rows */
-const told = (rows) => rows.take()?.changes.map(({ op, key, seq }) => `${op} ${key} ${seq}`) ?? []
+const tell = (rows) => news.set(rows, [...(news.get(rows) ?? []), ...(rows.take()?.changes ?? [])])
+
+/** @param {Rows} rows */
+function told(rows) {
+  const changes = news.get(rows) ?? []
+  news.delete(rows)
+  return changes.map(({ op, key, seq }) => `${op} ${key} ${seq}`)
+}
 
 const reset = { type: 'reset', collections: ['todos'], reason: 'expired' }
 
@@ -133,7 +170,8 @@ test('a row that one has removed does not come back for a moment when the feed b
 
 test('the late answer of a retried write does not bring back a row that is gone', () => {
   const { rows, take, wrote } = setup()
-  take(open, change(5, 'a', { n: 5 }), change(9, 'a', null))
+  take(open, change(5, 'a', { n: 5 }))
+  take(change(9, 'a', null))
   wrote(5, 'a', { n: 5 })
   assert.deepEqual(shown(rows), {})
   assert.deepEqual(told(rows), ['insert a 5', 'remove a 9'])
@@ -170,7 +208,7 @@ test('an own row that a later change has moved on does not flicker before that c
 })
 
 test('a reset never empties the page: it shows the old rows until live, and then tells what really differs', () => {
-  const { rows, take } = setup()
+  const { feed, rows, take } = setup()
   take(
     open,
     change(1, 'same', { n: 1, deep: [1, { x: null }] }),
@@ -189,15 +227,15 @@ test('a reset never empties the page: it shows the old rows until live, and then
   )
   assert.equal(rows.values, before)
   assert.deepEqual([...rows.values.keys()], ['same', 'other', 'gone'])
-  assert.equal(rows.take(), undefined)
-  take(live(12))
+  assert.deepEqual(told(rows), [])
+  feed.take(live(12))
+  const batch = rows.take()
   assert.deepEqual(shown(rows), { new: { n: 9 }, same: { n: 1, deep: [1, { x: null }] }, other: { n: 11 } })
   assert.equal(rows.values.get('same'), value, 'an equal row keeps its identity')
-  const batch = rows.take()
   assert.equal(batch?.reset, true)
   assert.deepEqual(
     batch?.changes.map(({ op, key, seq }) => `${op} ${key} ${seq}`),
-    ['remove gone 12', 'insert new 9', 'modify other 11'],
+    ['modify other 11', 'remove gone 12', 'insert new 9'],
   )
   assert.equal(rows.seq('same'), 10)
   assert.equal(rows.cursor, 'aaaa-12')
@@ -448,6 +486,7 @@ test('refused changes of a request that was not atomic are not shown', () => {
     // Gone already, so there is no change that would have a sequence.
     /** @type {any} */ ({ status: 'ok', key: 'c' }),
   ])
+  take()
   assert.deepEqual(shown(rows), { a: { n: 1 }, b: { n: 8 } })
 })
 
@@ -518,23 +557,27 @@ const instruction = fc.oneof(
     }),
   },
   { weight: 3, arbitrary: fc.record({ do: fc.constant('own'), keys: fc.tuple(key), removed: fc.boolean() }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('guess'), keys: fc.tuple(key), removed: fc.boolean() }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('refuse'), n: fc.nat(9) }) },
   { weight: 4, arbitrary: fc.record({ do: fc.constant('answer'), n: fc.nat(9), again: fc.boolean() }) },
-  { weight: 6, arbitrary: fc.record({ do: fc.constant('feed'), n: fc.integer({ min: 1, max: 4 }) }) },
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('again'), n: fc.nat(5) }) },
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('live') }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({ do: fc.constant('feed'), n: fc.integer({ min: 1, max: 4 }), other: fc.boolean() }),
+  },
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('again'), n: fc.nat(5), other: fc.boolean() }) },
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('live'), other: fc.boolean() }) },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant('second'), n: fc.nat(3) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('drop'), other: fc.boolean() }) },
   { weight: 3, arbitrary: fc.record({ do: fc.constant('reconnect'), n: fc.nat(3) }) },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('expire') }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('renew'), n: fc.nat(5) }) },
 )
 
-test('whatever comes twice, late, in pieces or anew, a page ends up with the rows of the server and was told so', () => {
+test('whatever comes twice, late, in pieces, twofold or anew, a page ends up with the rows of the server and was told so', () => {
   fc.assert(
     fc.property(fc.array(instruction, { maxLength: 60 }), (instructions) => {
       const log = new Log()
       const rows = createRows()
-      const feed = createFeed(() => rows)
-      let at = 0
-      let silent = 0
       let txn = 0
       /** What subscribers believe. @type {Map<string, object>} */
       const believed = new Map()
@@ -544,34 +587,61 @@ test('whatever comes twice, late, in pieces or anew, a page ends up with the row
       const answers = []
       /** What own writes that came before the feed have promised to show from then on. @type {Map<string, number>} */
       const promised = new Map()
-      /** @type {object[]} */
-      let sent = []
+      /** Writes that are shown before they have an answer, and the rows that ever were. @type {string[]} */
+      const guesses = []
+      const guessed = new Set()
 
-      const frames = (/** @type {object[]} */ ...list) => {
-        for (const frame of list) feed.take(/** @type {any} */ (frame))
-      }
-      const connect = (/** @type {number} */ back) => {
-        const [epoch, seq] = rows.cursor?.split('-') ?? []
-        feed.begin(['todos'])
+      /**
+       * A connection from a cursor on. A server may begin earlier than it was asked to. It says nothing of rows that
+       * are gone to whoever starts from nothing.
+       */
+      class Link {
+        feed = createFeed((fact) => fold(fact, () => rows))
+        /** @type {object[]} */
         sent = []
-        frames({ ...open, epoch: log.epoch })
-        if (epoch && epoch !== log.epoch) frames({ ...reset, reason: 'epoch' })
-        // A server may begin earlier than it was asked to.
-        const known = epoch === log.epoch
-        at = known ? Math.max(0, Number(seq) - back) : 0
-        silent = known ? 0 : log.seq
-      }
-      const deliver = (/** @type {number} */ count) => {
-        const list = log.after(at, silent)
-        // A transaction is not split.
-        while (list[count] && list[count].txn === list[count - 1].txn) count++
-        const batch = list.slice(0, count)
-        for (const [i, e] of batch.entries()) {
-          const frame = change(e.seq, e.key, e.value, { more: batch[i + 1]?.txn === e.txn })
-          sent.push({ ...frame, more: undefined })
-          frames(frame)
-          at = e.seq
+        at
+        silent
+
+        /** @param {number} back */
+        constructor(back) {
+          const [epoch, seq] = rows.cursor?.split('-') ?? []
+          const known = epoch === log.epoch
+          this.at = known ? Math.max(0, Number(seq) - back) : 0
+          this.silent = known ? 0 : log.seq
+          this.feed.asked.set('todos', '')
+          this.take({ ...open, epoch: log.epoch })
+          if (epoch && !known) this.take({ ...reset, reason: 'epoch' })
         }
+
+        take(/** @type {object[]} */ ...frames) {
+          for (const frame of frames) this.feed.take(/** @type {any} */ (frame))
+        }
+
+        deliver(/** @type {number} */ count) {
+          const list = log.after(this.at, this.silent)
+          // A transaction is not split.
+          while (list[count] && list[count].txn === list[count - 1].txn) count++
+          const batch = list.slice(0, count)
+          for (const [i, e] of batch.entries()) {
+            const frame = change(e.seq, e.key, e.value, { more: batch[i + 1]?.txn === e.txn })
+            this.sent.push({ ...frame, more: undefined })
+            this.take(frame)
+            this.at = e.seq
+          }
+        }
+
+        live() {
+          this.deliver(Infinity)
+          this.take(live(log.seq, log.epoch))
+        }
+      }
+
+      let link = new Link(0)
+      /** Beside the first one, as when one transport tries to take over from another. @type {Link | undefined} */
+      let second
+      const connect = (/** @type {number} */ back) => {
+        second = undefined
+        link = new Link(back)
       }
       const check = () => {
         const batch = rows.take()
@@ -579,7 +649,7 @@ test('whatever comes twice, late, in pieces or anew, a page ends up with the row
           assert.equal(op !== 'insert', believed.has(key), `${op} of ${key}`)
           const what = `${key} ${JSON.stringify(value)}`
           if (value) {
-            assert.ok(!toldOf.has(what), `told twice of ${what}`)
+            assert.ok(guessed.has(key) || !toldOf.has(what), `told twice of ${what}`)
             toldOf.add(what)
             believed.set(key, value)
           } else believed.delete(key)
@@ -590,44 +660,57 @@ test('whatever comes twice, late, in pieces or anew, a page ends up with the row
           const now = rows.values.get(key)
           const states = log.history.get(key)?.filter((h) => h.seq >= seq) ?? []
           assert.ok(
-            states.some(({ value }) => (value ? now && same(value, now) : !now)),
+            guessed.has(key) || states.some(({ value }) => (value ? now && same(value, now) : !now)),
             `own write of ${key} was lost from view`,
           )
         }
       }
 
-      connect(0)
       for (const step of instructions) {
-        const { n, keys, removed, again } = /** @type {any} */ (step)
+        const { n, keys, removed, again, other } = /** @type {any} */ (step)
+        const one = (other && second) || link
         if (step.do === 'others') {
           txn++
           for (const key of keys) log.write(key, removed, txn)
         } else if (step.do === 'own') answers.push(log.write(keys[0], removed, ++txn))
+        else if (step.do === 'guess') {
+          guesses.push(`m${guesses.length}`)
+          guessed.add(keys[0])
+          rows.guess(`m${guesses.length - 1}`, { key: keys[0], op: removed ? 'remove' : 'put', value: { guess: txn } })
+        } else if (step.do === 'refuse') rows.unguess(guesses[n % guesses.length] ?? '')
         else if (step.do === 'answer' && answers.length) {
           const answer = answers[n % answers.length]
           if (!again) answers.splice(n % answers.length, 1)
           const { epoch, key, seq, value } = answer
           // What the feed has passed it has brought, or will bring in a newer state, or it is gone.
           const passed = Number(rows.cursor?.split('-')[1] ?? 0)
-          feed.wrote(
+          confirm(
             `${epoch}-${seq}`,
             [{ collection: 'todos', op: value ? 'put' : 'remove' }],
             [{ status: 'ok', key, seq, value: value ?? undefined }],
+            () => rows,
           )
           if (epoch === log.epoch && seq > passed) promised.set(key, Math.max(seq, promised.get(key) ?? 0))
-        } else if (step.do === 'feed') deliver(n)
-        else if (step.do === 'again' && sent.length) frames(sent[n % sent.length])
+        } else if (step.do === 'feed') one.deliver(n)
+        else if (step.do === 'again' && one.sent.length) one.take(one.sent[n % one.sent.length])
         else if (step.do === 'live') {
-          deliver(Infinity)
-          frames(live(log.seq, log.epoch))
+          one.live()
+          check()
+          for (const id of guesses) rows.unguess(id)
           check()
           assert.deepEqual(rows.values, log.rows)
         } else if (step.do === 'reconnect') connect(n)
-        else if (step.do === 'expire') {
-          frames(reset)
-          at = 0
-          silent = log.seq
-          sent = []
+        else if (step.do === 'second' && rows.cursor && !rows.staged) second = new Link(n)
+        else if (step.do === 'drop' && second) {
+          if (other) link = second
+          second = undefined
+        } else if (step.do === 'expire') {
+          // Whoever brings a reset is the only one from then on.
+          second = undefined
+          link.take(reset)
+          link.at = 0
+          link.silent = log.seq
+          link.sent = []
         } else if (step.do === 'renew') {
           log.renew(n)
           promised.clear()
@@ -636,8 +719,8 @@ test('whatever comes twice, late, in pieces or anew, a page ends up with the row
         }
         check()
       }
-      deliver(Infinity)
-      frames(live(log.seq, log.epoch))
+      link.live()
+      for (const id of guesses) rows.unguess(id)
       check()
       assert.deepEqual(rows.values, log.rows)
     }),

@@ -1,317 +1,697 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { backoff, HELD, initial, step } from '../src/machine.js'
+import { backoff, due, HELD, initial, quiet, step } from '../src/machine.js'
 
 /** @typedef {import('../src/machine.js').State} State */
 /** @typedef {import('../src/machine.js').Event} Event */
 /** @typedef {import('../src/machine.js').Effect} Effect */
 
-const NOW = 1_000_000
+const NOW = 10_000_000
 const HALF = 0.5
 
 /** @param {Partial<State>} change */
-const state = (change) => ({ ...initial('sse', 15, 0), ...change })
+const state = (change) => ({
+  ...initial(['websocket', 'sse'], false, 15, 0),
+  wanted: true,
+  attempt: 3,
+  since: NOW - 10,
+  reason: '',
+  ...change,
+})
+/** @type {Partial<State>} */
+const LIVE = { phase: 'live', since: NOW - 60_000 }
+/** @type {Partial<State>} */
+const PROVEN = {
+  stream: 'websocket',
+  stage: 2,
+  opened: NOW - 60_000,
+  heard: NOW - 9000,
+  dueStream: NOW + 5,
+  tried: ['websocket'],
+}
+/** @type {Partial<State>} */
+const PROBE = {
+  stream: 'websocket',
+  stage: 1,
+  opened: NOW - 100,
+  heard: NOW - 50,
+  dueStream: NOW + 2900,
+  tried: ['websocket'],
+}
+/** @type {Partial<State>} */
+const POLL = { wait: 0, asked: NOW - 9, duePoll: NOW + 9991 }
+/** @type {Partial<State>} */
+const HOLD = { wait: HELD, asked: NOW - 9000, duePoll: NOW + 26_000 }
 
 /**
  * Every state that behaves in a way of its own.
  * @satisfies {Record<string, State>}
  */
 const STATES = {
-  idle: state({}),
-  waiting: state({ wanted: true, due: NOW + 9000, attempt: 3, reason: 'unavailable' }),
-  'waiting, due': state({ wanted: true, due: NOW, attempt: 3, reason: 'unavailable' }),
-  'waiting for nobody, due': state({ due: NOW, attempt: 3, reason: 'unavailable' }),
-  connecting: state({ phase: 'connecting', wanted: true, due: NOW + 5, attempt: 3, reason: '', asked: NOW - 10 }),
-  'connecting, silent': state({ phase: 'connecting', wanted: true, due: NOW, attempt: 3, reason: '', asked: NOW - 10 }),
-  'catching-up': state({
-    phase: 'catching-up',
-    wanted: true,
-    due: NOW + 5,
-    attempt: 3,
-    news: 1,
-    reason: '',
-    asked: NOW - 10,
+  idle: state({ wanted: false, reason: 'idle', attempt: 0 }),
+  waiting: state({ dueBack: NOW + 9000, peace: NOW + 5000, reason: 'unavailable' }),
+  'waiting, due': state({ dueBack: NOW, reason: 'unavailable' }),
+  'connecting, poll': state({ phase: 'connecting', ...POLL }),
+  'connecting, poll silent': state({ phase: 'connecting', ...POLL, duePoll: NOW }),
+  'connecting, known stream': state({
+    phase: 'connecting',
+    ...PROBE,
+    stage: 0,
+    dueCarry: NOW,
+    net: { bad: {}, times: 0, good: 'websocket' },
   }),
-  live: state({ phase: 'live', wanted: true, due: NOW + 5, since: NOW - 60_000, reason: '', asked: NOW - 60_000 }),
-  'live, just': state({ phase: 'live', wanted: true, due: NOW + 5, since: NOW - 10, attempt: 3, reason: '' }),
-  'live, websocket': state({ phase: 'live', transport: 'websocket', wanted: true, due: NOW + 5, since: 0, reason: '' }),
-  'catching-up, poll': state({
-    phase: 'catching-up',
-    transport: 'poll',
-    wanted: true,
-    news: 1,
-    reason: '',
-    asked: NOW - 9,
-    attempt: 3,
-    due: NOW + 5,
+  'catching-up, poll with news': state({ phase: 'catching-up', ...POLL, news: 2 }),
+  'live, poll done soon': state({ ...LIVE, since: NOW, ...POLL }),
+  'live, probe alone': state({ ...LIVE, ...PROBE, dueCarry: NOW + 300 }),
+  'live, probe and poll': state({ ...LIVE, ...PROBE, ...HOLD }),
+  'live, probe too late': state({ ...LIVE, ...PROBE, ...HOLD, dueStream: NOW }),
+  'live, no stream is left': state({ ...LIVE, ...HOLD, tried: ['websocket', 'sse'], dueProbe: NOW + 9000, round: 1 }),
+  'live, streams are due': state({ ...LIVE, ...HOLD, tried: ['websocket', 'sse'], dueProbe: NOW, round: 1 }),
+  'live, poll at once': state({ ...LIVE, since: NOW - 99, ...HOLD, asked: NOW - 9 }),
+  'live, proven': state({ ...LIVE, ...PROVEN }),
+  'live, proven silent': state({ ...LIVE, ...PROVEN, dueStream: NOW, heard: NOW - 37_500 }),
+  'live, died young twice': state({
+    ...LIVE,
+    ...PROVEN,
+    since: NOW - 900,
+    opened: NOW - 900,
+    deaths: 2,
+    net: { bad: {}, times: 0, good: 'websocket' },
   }),
-  'catching-up, poll without news': state({
-    phase: 'catching-up',
-    transport: 'poll',
-    wanted: true,
-    reason: '',
-    asked: NOW - 9,
-    attempt: 3,
-    due: NOW + 5,
-  }),
-  'live, poll with news': state({
-    phase: 'live',
-    transport: 'poll',
-    wanted: true,
-    wait: HELD,
-    news: 2,
-    reason: '',
-    since: NOW - 99,
-    asked: NOW - 9,
-    attempt: 2,
-    due: NOW + 5,
-  }),
-  'live, poll held': state({
-    phase: 'live',
-    transport: 'poll',
-    wanted: true,
-    wait: HELD,
-    reason: '',
-    since: 0,
-    asked: NOW - 9000,
-    due: NOW + 5,
-  }),
-  'live, poll at once': state({
-    phase: 'live',
-    transport: 'poll',
-    wanted: true,
-    wait: HELD,
-    reason: '',
-    since: NOW - 99,
-    asked: NOW - 9,
-    attempt: 2,
-    due: NOW + 5,
-  }),
-  'live, first poll': state({
-    phase: 'live',
-    transport: 'poll',
-    wanted: true,
-    wait: 0,
-    reason: '',
-    since: NOW,
-    asked: NOW - 9,
-    attempt: 2,
-    due: NOW + 5,
-  }),
-  stopped: state({ phase: 'closed', wanted: true, reason: 'forbidden' }),
-  'stopped for nobody': state({ phase: 'closed', reason: 'forbidden' }),
-  closed: state({ phase: 'closed', wanted: true, reason: 'closed', final: true }),
+  'fixed, catching-up': state({ phase: 'catching-up', fixed: true, order: ['sse'], ...POLL, news: 1 }),
+  'fixed, live': state({ ...LIVE, fixed: true, order: ['sse'], ...PROVEN, stream: 'sse' }),
+  asleep: state({ ...LIVE, ...PROVEN, dueStream: NOW - 3_600_000, heard: NOW - 3_637_500 }),
+  denied: state({ phase: 'denied', reason: 'forbidden', dueBack: NOW + 9000 }),
+  closed: state({ phase: 'closed', reason: 'closed' }),
 }
 
 /** @satisfies {Record<string, Event>} */
 const EVENTS = {
-  'want more': { type: 'want', wanted: true, changed: true },
-  'want the same': { type: 'want', wanted: true, changed: false },
-  'want nothing': { type: 'want', wanted: false, changed: false },
-  'other transport': { type: 'transport', transport: 'poll' },
-  'transport sse': { type: 'transport', transport: 'sse' },
-  'heard open': { type: 'heard', heartbeat: 20, live: false, news: 0 },
-  'heard changes': { type: 'heard', heartbeat: 0, live: false, news: 2 },
-  'heard a reset': { type: 'heard', heartbeat: 0, live: false, news: -Infinity },
-  'heard live': { type: 'heard', heartbeat: 0, live: true, news: 0 },
-  'answered live': { type: 'answered', last: 'live' },
-  'answered next': { type: 'answered', last: 'next' },
-  'cut off': { type: 'answered', last: '' },
-  lost: { type: 'over', reason: 'unavailable', retry: 0 },
-  'asked for peace': { type: 'over', reason: 'draining', retry: 7000 },
-  refused: { type: 'over', reason: 'forbidden', retry: null },
+  'want more': { type: 'want', wanted: true, changed: true, told: false },
+  'want more, told': { type: 'want', wanted: true, changed: true, told: true },
+  'want the same': { type: 'want', wanted: true, changed: false, told: false },
+  'want nothing': { type: 'want', wanted: false, changed: false, told: false },
+  'use sse': { type: 'use', order: ['sse'], fixed: true },
+  'other network': { type: 'network', net: { bad: {}, times: 0, good: 'sse' } },
+  'poll heard open': { type: 'heard', poll: true, heartbeat: 20, live: false, news: 0, tick: false },
+  'poll heard changes': { type: 'heard', poll: true, heartbeat: 0, live: false, news: 2, tick: false },
+  'poll heard a reset': { type: 'heard', poll: true, heartbeat: 0, live: false, news: -Infinity, tick: false },
+  'poll heard live': { type: 'heard', poll: true, heartbeat: 0, live: true, news: 0, tick: false },
+  'poll answered live': { type: 'answered', poll: true, last: 'live' },
+  'poll answered next': { type: 'answered', poll: true, last: 'next' },
+  'poll cut off': { type: 'answered', poll: true, last: '' },
+  'poll lost': { type: 'over', poll: true, reason: 'unavailable', retry: 0 },
+  'poll asked for peace': { type: 'over', poll: true, reason: 'unavailable', retry: 7000 },
+  'poll refused': { type: 'over', poll: true, reason: 'forbidden', retry: null },
+  'stream heard open': { type: 'heard', poll: false, heartbeat: 20, live: false, news: 0, tick: false },
+  'stream heard tick': { type: 'heard', poll: false, heartbeat: 0, live: false, news: 0, tick: true },
+  'stream heard a reset': { type: 'heard', poll: false, heartbeat: 0, live: false, news: -Infinity, tick: false },
+  'stream heard live': { type: 'heard', poll: false, heartbeat: 0, live: true, news: 1, tick: false },
+  'stream ended': { type: 'answered', poll: false, last: '' },
+  'stream lost': { type: 'over', poll: false, reason: 'unavailable', retry: 0 },
+  'stream refused': { type: 'over', poll: false, reason: 'forbidden', retry: null },
+  'stream said: drained': { type: 'over', poll: false, reason: 'draining', retry: 2000, said: true },
+  'stream said: revoked': { type: 'over', poll: false, reason: 'revoked', retry: null, said: true },
+  look: { type: 'look', anew: false },
+  'look anew': { type: 'look', anew: true },
+  hide: { type: 'hide', reason: 'hidden' },
+  stuck: { type: 'stuck' },
   wake: { type: 'wake' },
   close: { type: 'close' },
 }
 
-/** @param {State} before @param {{state: State, effects: Effect[]}} after @returns {string} */
+/** @type {Record<'dueStream' | 'duePoll' | 'dueCarry' | 'dueProbe' | 'dueBack', string>} */
+const DUES = { dueStream: 'stream', duePoll: 'poll', dueCarry: 'carry', dueProbe: 'probe', dueBack: 'back' }
+
+/** @param {State} before @param {{state: State, effects: Effect[]}} after */
 function describe(before, { state, effects }) {
   /** @type {string[]} */
-  const words = [state.phase]
-  if (state.reason !== before.reason) words.push(`(${state.reason || '-'})`)
-  if (state.due !== before.due) words.push(state.due === Infinity ? 'never' : `${state.due - NOW}`)
-  words.push(...effects)
-  const nothing =
-    JSON.stringify({ ...state, wanted: 0, attempt: 0 }) === JSON.stringify({ ...before, wanted: 0, attempt: 0 })
-  return nothing && !effects.length ? '=' : words.join(' ')
+  const words = []
+  if (state.phase !== before.phase) words.push(state.phase)
+  if (state.reason !== before.reason && state.reason) words.push(`(${state.reason})`)
+  if (effects.length)
+    words.push(
+      `[${effects.map((e) => (e === 'stream' ? state.stream : e === 'poll' ? `poll ${state.wait}` : e)).join(', ')}]`,
+    )
+  for (const [key, name] of Object.entries(DUES)) {
+    const due = /** @type {keyof typeof DUES} */ (key)
+    if (state[due] !== before[due] && state[due] < Infinity) words.push(`${name} in ${Math.round(state[due] - NOW)}`)
+  }
+  if (state.stage > before.stage) words.push(state.stage === 2 ? 'proven' : 'open')
+  if (state.deaths !== before.deaths) words.push(`deaths ${state.deaths}`)
+  for (const key of Object.keys(state.net.bad)) {
+    const stream = /** @type {import('../src/machine.js').Stream} */ (key)
+    if (state.net.bad[stream] !== before.net.bad[stream]) words.push(`${stream} is bad`)
+  }
+  if (state.net.good && state.net.good !== before.net.good) words.push(`${state.net.good} is good`)
+  if (state.net.quiet && state.net.quiet !== before.net.quiet) words.push(`quiet ${state.net.quiet}`)
+  return words.join(' ') || '='
 }
 
-const AGAIN = 'connecting 37500 drop open'
-const AFTER_ALL = 'connecting (-) 37500 drop open'
-const IDLE = 'offline (idle) never drop'
-const STOP = 'closed (forbidden) never drop'
-const CLOSE = 'closed (closed) never drop'
-
 /** What comes of a connection when there is none. */
-const UNHEARD = /** @type {const} */ ({
-  'heard open': '=',
-  'heard changes': '=',
-  'heard a reset': '=',
-  'heard live': '=',
-  'answered live': '=',
-  'answered next': '=',
-  'cut off': '=',
-  lost: '=',
-  'asked for peace': '=',
-  refused: '=',
+const NO_POLL = /** @type {const} */ ({
+  'poll heard open': '=',
+  'poll heard changes': '=',
+  'poll heard a reset': '=',
+  'poll heard live': '=',
+  'poll answered live': '=',
+  'poll answered next': '=',
+  'poll cut off': '=',
+  'poll lost': '=',
+  'poll asked for peace': '=',
+  'poll refused': '=',
 })
-
-/** Frames move the deadline; open says what a heartbeat is. */
-const HEARD = /** @type {const} */ ({
-  'heard open': 'catching-up 50000',
-  'heard changes': 'catching-up 37500',
-  'heard a reset': 'catching-up 37500',
-  'heard live': 'live 37500',
-})
-const HEARD_LIVE = /** @type {const} */ ({ ...HEARD, 'heard open': 'live 50000', 'heard changes': 'live 37500' })
-
-/**
- * The connection goes, and the next one comes in so many ms.
- * @param {number} ms
- */
-const gone = (ms) => ({
-  lost: `offline (unavailable) ${ms} drop`,
-  'asked for peace': `offline (draining) ${ms + 7000} drop`,
-  refused: STOP,
-})
-
-/** Only a poll has an answer; any other stream that comes to its end is lost. @param {number} ms */
-const ended = (ms) => ({
-  'answered live': `offline (ended) ${ms} drop`,
-  'answered next': `offline (ended) ${ms} drop`,
-  'cut off': `offline (ended) ${ms} drop`,
-  ...gone(ms),
-})
-
-const CONNECTED = /** @type {const} */ ({
-  'want more': AGAIN,
-  'want the same': '=',
-  'want nothing': IDLE,
-  'other transport': AGAIN,
-  'transport sse': '=',
-  wake: '=',
-  close: CLOSE,
-})
-const POLLING = /** @type {const} */ ({ ...CONNECTED, 'other transport': '=', 'transport sse': AGAIN })
-const WAITING = /** @type {const} */ ({
-  ...UNHEARD,
-  'want more': '=',
-  'want the same': '=',
-  'want nothing': '=',
-  'other transport': AFTER_ALL,
-  'transport sse': '=',
-  wake: '=',
-  close: CLOSE,
+const NO_STREAM = /** @type {const} */ ({
+  'stream heard open': '=',
+  'stream heard tick': '=',
+  'stream heard a reset': '=',
+  'stream heard live': '=',
+  'stream ended': '=',
+  'stream lost': '=',
+  'stream refused': '=',
+  'stream said: drained': '=',
+  'stream said: revoked': '=',
 })
 
 /**
- * What is expected: `=` for nothing; else the phase, the reason where it changes, in how many ms the next wake is due
- * where that changes, and the effects. With attempt 3 and half a chance a loss costs 500 * 2^3 / 2 = 2000 ms, after
- * good times 250.
+ * What is expected: `=` for nothing; else the phase and the reason where they change, in brackets what is done (`poll 25`:
+ * held for so long), in how many ms what is due where that changes, and what was learned. With attempt 3 and half a
+ * chance a loss costs 500 * 2^3 / 2 = 2000 ms, after good times 250.
  * @type {Record<keyof typeof STATES, Record<keyof typeof EVENTS, string>>}
  */
 const TABLE = {
   idle: {
-    ...UNHEARD,
-    'want more': AFTER_ALL,
-    'want the same': AFTER_ALL,
+    ...NO_POLL,
+    ...NO_STREAM,
+    'want more': 'connecting [poll 0] poll in 10000',
+    'want more, told': 'connecting [poll 0] poll in 10000',
+    'want the same': 'connecting [poll 0] poll in 10000',
     'want nothing': '=',
-    'other transport': 'offline drop',
-    'transport sse': '=',
+    'use sse': '=',
+    'other network': 'sse is good',
+    look: '=',
+    'look anew': '=',
+    hide: '=',
+    stuck: '=',
     wake: '=',
-    close: 'closed (closed) drop',
+    close: 'closed (closed)',
   },
-  waiting: WAITING,
-  'waiting, due': { ...WAITING, wake: AFTER_ALL },
-  'waiting for nobody, due': { ...WAITING, 'other transport': IDLE, wake: IDLE },
-  connecting: { ...CONNECTED, ...HEARD, ...ended(2000) },
-  'connecting, silent': { ...CONNECTED, ...HEARD, ...ended(2000), wake: 'offline (silent) 2000 drop' },
-  'catching-up': { ...CONNECTED, ...HEARD, ...ended(250) },
-  live: { ...CONNECTED, ...HEARD_LIVE, ...ended(250) },
-  'live, just': { ...CONNECTED, ...HEARD_LIVE, ...ended(2000) },
-  'live, websocket': {
-    ...CONNECTED,
-    ...HEARD_LIVE,
-    ...ended(250),
-    'want more': 'catching-up',
-    'transport sse': AGAIN,
-  },
-  'catching-up, poll': {
-    ...POLLING,
-    ...HEARD,
-    ...gone(250),
-    'answered live': 'live 37500 open',
-    'answered next': 'catching-up 37500 open',
-    'cut off': 'offline (cut off) 250 drop',
-  },
-  'catching-up, poll without news': {
-    ...POLLING,
-    ...HEARD,
-    ...gone(2000),
-    'answered live': 'live 37500 open',
-    'answered next': 'offline (cut off) 2000 drop',
-    'cut off': 'offline (cut off) 2000 drop',
-  },
-  'live, poll with news': {
-    ...POLLING,
-    ...HEARD_LIVE,
-    ...gone(250),
-    'answered live': 'live 37500 open',
-    'answered next': 'catching-up 37500 open',
-    'cut off': 'offline (cut off) 250 drop',
-  },
-  'live, poll held': {
-    ...POLLING,
-    ...HEARD_LIVE,
-    ...gone(250),
-    'answered live': 'live 37500 open',
-    'answered next': 'offline (cut off) 250 drop',
-    'cut off': 'offline (cut off) 250 drop',
-  },
-  'live, poll at once': {
-    ...POLLING,
-    ...HEARD_LIVE,
-    ...gone(1000),
-    'answered live': 'offline (nothing new) 1000 drop',
-    'answered next': 'offline (cut off) 1000 drop',
-    'cut off': 'offline (cut off) 1000 drop',
-  },
-  'live, first poll': {
-    ...POLLING,
-    ...HEARD_LIVE,
-    ...gone(1000),
-    'answered live': 'live 37500 open',
-    'answered next': 'offline (cut off) 1000 drop',
-    'cut off': 'offline (cut off) 1000 drop',
-  },
-  stopped: {
-    ...UNHEARD,
-    'want more': AFTER_ALL,
-    'want the same': AFTER_ALL,
-    'want nothing': '=',
-    'other transport': AFTER_ALL,
-    'transport sse': AFTER_ALL,
-    wake: '=',
-    close: 'closed (closed) drop',
-  },
-  'stopped for nobody': {
-    ...UNHEARD,
-    'want more': AFTER_ALL,
-    'want the same': AFTER_ALL,
-    'want nothing': '=',
-    'other transport': 'offline (idle) drop',
-    'transport sse': 'offline (idle) drop',
-    wake: '=',
-    close: 'closed (closed) drop',
-  },
-  closed: {
-    ...UNHEARD,
+  waiting: {
+    ...NO_POLL,
+    ...NO_STREAM,
     'want more': '=',
+    'want more, told': '=',
     'want the same': '=',
     'want nothing': '=',
-    'other transport': '=',
-    'transport sse': '=',
+    'use sse': '=',
+    'other network': 'sse is good',
+    look: '=',
+    'look anew': '=',
+    hide: '=',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed)',
+  },
+  'waiting, due': {
+    ...NO_POLL,
+    ...NO_STREAM,
+    'want more': '=',
+    'want more, told': '=',
+    'want the same': '=',
+    'want nothing': '=',
+    'use sse': 'connecting [poll 0] poll in 10000',
+    'other network': 'sse is good',
+    look: 'connecting [poll 0] poll in 10000',
+    'look anew': 'connecting [poll 0] poll in 10000',
+    hide: '=',
+    stuck: '=',
+    wake: 'connecting [poll 0] poll in 10000',
+    close: 'closed (closed)',
+  },
+  'connecting, poll': {
+    ...NO_STREAM,
+    'want more': '[no poll, poll 0] poll in 10000',
+    'want more, told': '[no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': '[no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'catching-up poll in 10000',
+    'poll heard changes': 'catching-up poll in 10000',
+    'poll heard a reset': 'catching-up poll in 10000',
+    'poll heard live': 'live poll in 10000',
+    'poll answered live': '[websocket] stream in 3000 carry in 400',
+    'poll answered next': 'offline (cut off) back in 2000',
+    'poll cut off': 'offline (cut off) back in 2000',
+    'poll lost': 'offline (unavailable) [no poll] back in 2000',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '=',
+    'look anew': '[no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'connecting, poll silent': {
+    ...NO_STREAM,
+    'want more': '[no poll, poll 0] poll in 10000',
+    'want more, told': '[no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': '[no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'catching-up poll in 10000',
+    'poll heard changes': 'catching-up poll in 10000',
+    'poll heard a reset': 'catching-up poll in 10000',
+    'poll heard live': 'live poll in 10000',
+    'poll answered live': '[websocket] stream in 3000 carry in 400',
+    'poll answered next': 'offline (cut off) back in 2000',
+    'poll cut off': 'offline (cut off) back in 2000',
+    'poll lost': 'offline (unavailable) [no poll] back in 2000',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '=',
+    'look anew': '[no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '=',
+    wake: 'offline (silent) [no poll] back in 2000',
+    close: 'closed (closed) [no poll]',
+  },
+  'connecting, known stream': {
+    ...NO_POLL,
+    'want more': '[no stream, websocket] stream in 3000 carry in 400',
+    'want more, told': '[no stream, websocket] stream in 3000 carry in 400',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': '[no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': 'catching-up open',
+    'stream heard tick': 'catching-up stream in 37500 proven',
+    'stream heard a reset': 'catching-up open',
+    'stream heard live': 'live open',
+    'stream ended': '[no stream, poll 0] poll in 10000',
+    'stream lost': '[no stream, poll 0] poll in 10000',
+    'stream refused': '[no stream, poll 0] poll in 10000',
+    'stream said: drained': 'offline (draining) [no stream] back in 4000',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: '=',
+    'look anew': '[no stream, websocket] stream in 3000 carry in 400',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: '[poll 0] poll in 10000',
+    close: 'closed (closed) [no stream]',
+  },
+  'catching-up, poll with news': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 10000',
+    'poll heard changes': 'poll in 10000',
+    'poll heard a reset': 'poll in 10000',
+    'poll heard live': 'live poll in 10000',
+    'poll answered live': '[websocket] stream in 3000 carry in 400',
+    'poll answered next': '[poll 0] poll in 10000',
+    'poll cut off': '[poll 0] poll in 10000',
+    'poll lost': 'offline (unavailable) [no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'live, poll done soon': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 10000',
+    'poll heard changes': 'poll in 10000',
+    'poll heard a reset': 'catching-up poll in 10000',
+    'poll heard live': 'poll in 10000',
+    'poll answered live': '[websocket] stream in 3000 carry in 400',
+    'poll answered next': 'offline (cut off) back in 2000',
+    'poll cut off': 'offline (cut off) back in 2000',
+    'poll lost': 'offline (unavailable) [no poll] back in 2000',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '[websocket] stream in 3000',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'live, probe alone': {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'connecting [no stream, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': '=',
+    'stream heard tick': 'stream in 37500 proven websocket is bad websocket is good',
+    'stream heard a reset': 'catching-up',
+    'stream heard live': '=',
+    'stream ended': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
+    'stream lost': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
+    'stream refused': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
+    'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no stream]',
+  },
+  'live, probe and poll': {
+    'want more': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream, no poll]',
+    'use sse': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 35000',
+    'poll heard changes': 'poll in 35000',
+    'poll heard a reset': 'catching-up [no stream] poll in 35000',
+    'poll heard live': 'poll in 35000',
+    'poll answered live': 'carry in 300',
+    'poll answered next': 'offline (cut off) [no stream] back in 250',
+    'poll cut off': 'offline (cut off) [no stream] back in 250',
+    'poll lost': 'offline (unavailable) [no stream, no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
+    'stream heard open': '=',
+    'stream heard tick': '[no poll] stream in 37500 proven websocket is bad websocket is good',
+    'stream heard a reset': 'catching-up [no poll]',
+    'stream heard live': '=',
+    'stream ended': '[no stream, sse] stream in 3000',
+    'stream lost': '[no stream, sse] stream in 3000',
+    'stream refused': '[no stream, sse] stream in 3000',
+    'stream said: drained': 'offline (draining) [no stream, no poll] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream, no poll] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream, no poll] back in 30000',
+    stuck: '[no poll, poll 25] poll in 35000',
+    wake: '=',
+    close: 'closed (closed) [no stream, no poll]',
+  },
+  'live, probe too late': {
+    'want more': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream, no poll]',
+    'use sse': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 35000',
+    'poll heard changes': 'poll in 35000',
+    'poll heard a reset': 'catching-up [no stream] poll in 35000',
+    'poll heard live': 'poll in 35000',
+    'poll answered live': 'carry in 300',
+    'poll answered next': 'offline (cut off) [no stream] back in 250',
+    'poll cut off': 'offline (cut off) [no stream] back in 250',
+    'poll lost': 'offline (unavailable) [no stream, no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
+    'stream heard open': '=',
+    'stream heard tick': '[no poll] stream in 37500 proven websocket is bad websocket is good',
+    'stream heard a reset': 'catching-up [no poll]',
+    'stream heard live': '=',
+    'stream ended': '[no stream, sse] stream in 3000',
+    'stream lost': '[no stream, sse] stream in 3000',
+    'stream refused': '[no stream, sse] stream in 3000',
+    'stream said: drained': 'offline (draining) [no stream, no poll] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream, no poll] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream, no poll] back in 30000',
+    stuck: '[no poll, poll 25] poll in 35000',
+    wake: '[no stream, sse] stream in 3000',
+    close: 'closed (closed) [no stream, no poll]',
+  },
+  'live, no stream is left': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 35000 websocket is bad sse is bad',
+    'poll heard changes': 'poll in 35000 websocket is bad sse is bad',
+    'poll heard a reset': 'catching-up poll in 35000 websocket is bad sse is bad',
+    'poll heard live': 'poll in 35000 websocket is bad sse is bad',
+    'poll answered live': '[poll 25] poll in 35000',
+    'poll answered next': 'offline (cut off) back in 250',
+    'poll cut off': 'offline (cut off) back in 250',
+    'poll lost': 'offline (unavailable) [no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '[websocket] stream in 3000',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '[no poll, poll 25] poll in 35000',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'live, streams are due': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 35000 websocket is bad sse is bad',
+    'poll heard changes': 'poll in 35000 websocket is bad sse is bad',
+    'poll heard a reset': 'catching-up poll in 35000 websocket is bad sse is bad',
+    'poll heard live': 'poll in 35000 websocket is bad sse is bad',
+    'poll answered live': '[poll 25] poll in 35000',
+    'poll answered next': 'offline (cut off) back in 250',
+    'poll cut off': 'offline (cut off) back in 250',
+    'poll lost': 'offline (unavailable) [no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '[websocket] stream in 3000',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '[no poll, poll 25] poll in 35000',
+    wake: '[websocket] stream in 3000',
+    close: 'closed (closed) [no poll]',
+  },
+  'live, poll at once': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 35000',
+    'poll heard changes': 'poll in 35000',
+    'poll heard a reset': 'catching-up poll in 35000',
+    'poll heard live': 'poll in 35000',
+    'poll answered live': 'offline (nothing new) back in 2000',
+    'poll answered next': 'offline (cut off) back in 2000',
+    'poll cut off': 'offline (cut off) back in 2000',
+    'poll lost': 'offline (unavailable) [no poll] back in 2000',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '[websocket] stream in 3000',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '[no poll, poll 25] poll in 35000',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'live, proven': {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'catching-up carry in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': 'stream in 50000',
+    'stream heard tick': 'stream in 37500',
+    'stream heard a reset': 'catching-up stream in 37500',
+    'stream heard live': 'stream in 37500',
+    'stream ended': 'offline (ended) [no stream] back in 250',
+    'stream lost': 'offline (unavailable) [no stream] back in 250',
+    'stream refused': 'offline (forbidden) [no stream] back in 250',
+    'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no stream]',
+  },
+  'live, proven silent': {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'catching-up carry in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': 'stream in 50000',
+    'stream heard tick': 'stream in 37500',
+    'stream heard a reset': 'catching-up stream in 37500',
+    'stream heard live': 'stream in 37500',
+    'stream ended': 'offline (ended) [no stream] back in 250',
+    'stream lost': 'offline (unavailable) [no stream] back in 250',
+    'stream refused': 'offline (forbidden) [no stream] back in 250',
+    'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: 'connecting [no stream, poll 0] poll in 10000',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: 'offline (silent) [no stream] back in 250',
+    close: 'closed (closed) [no stream]',
+  },
+  'live, died young twice': {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'catching-up carry in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000 deaths 0',
+    'other network': 'sse is good',
+    'stream heard open': 'stream in 50000',
+    'stream heard tick': 'stream in 37500',
+    'stream heard a reset': 'catching-up stream in 37500',
+    'stream heard live': 'stream in 37500',
+    'stream ended': 'offline (ended) [no stream] back in 2000 deaths 0 websocket is bad',
+    'stream lost': 'offline (unavailable) [no stream] back in 2000 deaths 0 websocket is bad',
+    'stream refused': 'offline (forbidden) [no stream] back in 2000 deaths 0 websocket is bad',
+    'stream said: drained': 'offline (draining) [no stream] back in 4000 deaths 0',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no stream]',
+  },
+  'fixed, catching-up': {
+    ...NO_STREAM,
+    'want more': 'connecting [no poll, poll 0] poll in 10000',
+    'want more, told': 'connecting [no poll, poll 0] poll in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no poll]',
+    'use sse': 'connecting [no poll, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'poll heard open': 'poll in 10000',
+    'poll heard changes': 'poll in 10000',
+    'poll heard a reset': 'poll in 10000',
+    'poll heard live': 'poll in 10000',
+    'poll answered live': '[sse] stream in 37500 carry in 10000',
+    'poll answered next': '[poll 0] poll in 10000',
+    'poll cut off': '[poll 0] poll in 10000',
+    'poll lost': 'offline (unavailable) [no poll] back in 250',
+    'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
+    'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no poll, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no poll] back in 30000',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed) [no poll]',
+  },
+  'fixed, live': {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'catching-up carry in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': 'stream in 50000',
+    'stream heard tick': 'stream in 37500',
+    'stream heard a reset': 'catching-up stream in 37500',
+    'stream heard live': 'stream in 37500',
+    'stream ended': 'offline (ended) [no stream] back in 250',
+    'stream lost': 'offline (unavailable) [no stream] back in 250',
+    'stream refused': 'denied (forbidden) [no stream] back in 225000',
+    'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: '=',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: 'connecting [no stream, poll 0] poll in 10000',
+    wake: '=',
+    close: 'closed (closed) [no stream]',
+  },
+  asleep: {
+    ...NO_POLL,
+    'want more': 'connecting [no stream, poll 0] poll in 10000',
+    'want more, told': 'catching-up carry in 10000',
+    'want the same': '=',
+    'want nothing': 'offline (idle) [no stream]',
+    'use sse': 'connecting [no stream, poll 0] poll in 10000',
+    'other network': 'sse is good',
+    'stream heard open': 'stream in 50000',
+    'stream heard tick': 'stream in 37500',
+    'stream heard a reset': 'catching-up stream in 37500',
+    'stream heard live': 'stream in 37500',
+    'stream ended': 'offline (ended) [no stream] back in 250',
+    'stream lost': 'offline (unavailable) [no stream] back in 250',
+    'stream refused': 'offline (forbidden) [no stream] back in 250',
+    'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
+    look: 'connecting [no stream, poll 0] poll in 10000',
+    'look anew': 'connecting [no stream, poll 0] poll in 10000',
+    hide: 'offline (hidden) [no stream] back in 30000',
+    stuck: '=',
+    wake: 'connecting [no stream, poll 0] poll in 10000',
+    close: 'closed (closed) [no stream]',
+  },
+  denied: {
+    ...NO_POLL,
+    ...NO_STREAM,
+    'want more': 'connecting [poll 0] poll in 10000',
+    'want more, told': 'connecting [poll 0] poll in 10000',
+    'want the same': 'connecting [poll 0] poll in 10000',
+    'want nothing': '=',
+    'use sse': 'connecting [poll 0] poll in 10000',
+    'other network': 'sse is good',
+    look: '=',
+    'look anew': '=',
+    hide: '=',
+    stuck: '=',
+    wake: '=',
+    close: 'closed (closed)',
+  },
+  closed: {
+    ...NO_POLL,
+    ...NO_STREAM,
+    'want more': '=',
+    'want more, told': '=',
+    'want the same': '=',
+    'want nothing': '=',
+    'use sse': '=',
+    'other network': '=',
+    look: '=',
+    'look anew': '=',
+    hide: '=',
+    stuck: '=',
     wake: '=',
     close: '=',
   },
@@ -324,10 +704,132 @@ test('in any state, whatever happens, the client knows what to do', async (t) =>
       for (const [eventName, expected] of Object.entries(row)) {
         const event = EVENTS[/** @type {keyof typeof EVENTS} */ (eventName)]
         const frozen = Object.freeze({ ...before })
-        assert.equal(describe(before, step(frozen, event, NOW, HALF)), expected, `${stateName} + ${eventName}`)
+        assert.equal(describe(before, step(frozen, event, true, NOW, HALF)), expected, `${stateName} + ${eventName}`)
       }
     })
   }
+})
+
+/** Plays events to a machine, by the names of the table, and says what it does. @param {Partial<State>} [change] */
+function machine(change = {}, whole = true) {
+  /** @type {State} */
+  let current = state({ attempt: 0, phase: 'offline', reason: 'idle', ...change })
+  let now = NOW
+  return {
+    get state() {
+      return current
+    },
+    get now() {
+      return now
+    },
+    /** @param {Event} event @param {number} [after] ms */
+    play(event, after = 0, chance = HALF) {
+      now += after
+      const { state: next, effects } = step(current, event, whole, now, chance)
+      current = next
+      return effects
+    },
+    /** Lets time pass until something is due. */
+    wake() {
+      now = Math.max(now, due(current))
+      return this.play(EVENTS.wake)
+    },
+  }
+}
+
+/** From nothing to live by a poll. @param {ReturnType<typeof machine>} m */
+function catchUp(m) {
+  assert.ok(m.play(EVENTS['want more']).includes('poll'))
+  m.play(EVENTS['poll heard live'], 5)
+  return m.play(EVENTS['poll answered live'])
+}
+
+test('a page is live by a poll before any stream is tried, and the first proven stream takes over', () => {
+  const m = machine()
+  assert.deepEqual(catchUp(m), ['stream'])
+  assert.equal(m.state.phase, 'live')
+  assert.deepEqual(m.wake(), ['poll'], 'after 400 ms a poll carries the feed beside it')
+  assert.equal(m.state.wait, HELD)
+  m.play(EVENTS['stream heard open'])
+  assert.deepEqual(m.play(EVENTS['stream heard tick'], 300), ['no poll'])
+  assert.equal(m.state.net.good, 'websocket')
+})
+
+test('on a network that lets no stream through, polls carry from 400 ms on, and streams are tried again ever more rarely', () => {
+  const m = machine()
+  catchUp(m)
+  const begun = m.now
+  /** @type {number[]} */
+  const tries = []
+  let carried = 0
+  while (m.now < begun + 3_600_000) {
+    let effects
+    if (m.state.wait && due(m.state) - m.now > 6000) {
+      m.play(EVENTS['poll heard live'], 5000)
+      effects = m.play(EVENTS['poll answered live'])
+    } else effects = m.wake()
+    if (effects.includes('poll') && !carried) carried = m.now - begun
+    if (effects.includes('stream')) tries.push(Math.round((m.now - begun) / 1000))
+  }
+  assert.ok(carried <= 400, `${carried}`)
+  // WebSocket and SSE, 3 s each; then again after 1, 5, 15 and 15 minutes.
+  assert.ok(tries.length >= 8 && tries.length <= 12, `${tries}`)
+  assert.equal(m.state.phase, 'live')
+})
+
+test('a stream that was found bad is not tried first on the same network, and the one that worked is', () => {
+  const m = machine({ net: { bad: { websocket: NOW + 600_000 }, times: 1 } })
+  assert.deepEqual(catchUp(m), ['stream'])
+  assert.equal(m.state.stream, 'sse')
+  const known = machine({ net: { bad: {}, times: 0, good: 'sse' } })
+  assert.deepEqual(known.play(EVENTS['want more']), ['stream'], 'and at once, if there is a cursor to resume by')
+  assert.equal(known.state.stream, 'sse')
+  assert.deepEqual(known.wake(), ['poll'])
+  const fresh = machine({ net: { bad: {}, times: 0, good: 'sse' } }, false)
+  assert.deepEqual(fresh.play(EVENTS['want more']), ['poll'], 'but who has nothing gets it by a poll')
+})
+
+test('three connections in a row that die young demote a stream; a server that restarts never does', () => {
+  const kill = (/** @type {boolean} */ away) => {
+    const m = machine()
+    catchUp(m)
+    for (let i = 0; i < 9 && !m.state.net.bad.websocket; i++) {
+      m.play(EVENTS['stream heard tick'], 300)
+      m.play(EVENTS['stream lost'], 2000)
+      m.wake()
+      if (away) {
+        m.play(EVENTS['poll lost'], 1)
+        m.wake()
+      }
+      m.play(EVENTS['poll heard live'], 5)
+      m.play(EVENTS['poll answered live'])
+    }
+    return m.state
+  }
+  assert.equal(kill(false).stream, 'sse')
+  assert.ok(!kill(true).net.bad.websocket)
+})
+
+test('where silent connections are cut, less is kept silent', () => {
+  const m = machine()
+  catchUp(m)
+  for (let i = 0; i < 2; i++) {
+    m.play(EVENTS['stream heard tick'], 300)
+    m.play(EVENTS['stream lost'], 5050 - i * 90)
+    m.wake()
+    m.play(EVENTS['poll heard live'], 5)
+    m.play(EVENTS['poll answered live'])
+  }
+  assert.equal(quiet(m.state, 15, 3), 3)
+  assert.equal(quiet(m.state, HELD, 1), 2)
+})
+
+test('whoever slept connects at once, not after a pause, and blames nobody', () => {
+  const m = machine({ ...STATES.asleep, deaths: 2 })
+  assert.ok(m.play(EVENTS.wake).includes('poll'))
+  assert.equal(m.state.phase, 'connecting')
+  assert.equal(m.state.reason, '')
+  assert.deepEqual(m.state.net.bad, {})
 })
 
 /**
@@ -342,11 +844,11 @@ function connections(from, story, random) {
   let opened = 0
   /** @param {Event} event */
   const play = (event) => {
-    const after = step(state, event, now, random())
+    const after = step(state, event, true, now, random())
     state = after.state
-    return after.effects.includes('open')
+    return after.effects.some((effect) => effect === 'poll' || effect === 'stream')
   }
-  let open = play({ type: 'want', wanted: true, changed: true })
+  let open = play(EVENTS['want more'])
   while (now < 1_800_000) {
     if (open) {
       opened++
@@ -354,58 +856,63 @@ function connections(from, story, random) {
       for (const [delay, event] of story) {
         now += delay
         open = play(event) || open
+        const other = { ...event, poll: !(/** @type {any} */ (event).poll) }
+        open = play(/** @type {Event} */ (other)) || open
       }
     } else {
-      assert.ok(state.due < Infinity, 'it gave up')
-      now = Math.max(now, state.due)
-      open = play({ type: 'wake' })
+      assert.ok(due(state) < Infinity, 'it gave up')
+      now = Math.max(now, due(state))
+      open = play(EVENTS.wake)
     }
   }
   return opened
 }
 
-const heard = (live = false, news = 0) => /** @type {Event} */ ({ type: 'heard', heartbeat: 15, live, news })
+const heard = (live = false, news = 0, tick = false) =>
+  /** @type {Event} */ ({ type: 'heard', poll: true, heartbeat: 15, live, news, tick })
+const fresh = (/** @type {any} */ order, fixed = true) => initial(order, fixed, 15, 0)
 
 /** @type {Record<string, [State, [number, Event][]]>} */
 const STORMS = {
-  'a server that is down': [state({}), [[1, EVENTS.lost]]],
-  'a stream that ends right after open': [
-    state({}),
+  'a server that is down': [fresh(['websocket', 'sse'], false), [[1, EVENTS['poll lost']]]],
+  'a server that is down, for who insists': [fresh(['sse']), [[1, EVENTS['poll lost']]]],
+  'answers that end right after open': [
+    fresh(['sse']),
     [
       [1, heard()],
-      [0, EVENTS['cut off']],
-    ],
-  ],
-  'a box that kills young WebSockets that were live': [
-    state({ transport: 'websocket' }),
-    [
-      [1, heard()],
-      [1, heard(true)],
-      [300, EVENTS.lost],
+      [0, EVENTS['poll cut off']],
     ],
   ],
   'a cache that answers polls with nothing new': [
-    state({ transport: 'poll' }),
+    fresh([]),
     [
       [1, heard(true)],
-      [0, EVENTS['answered live']],
+      [0, EVENTS['poll answered live']],
     ],
   ],
   'a poll that says next and brings nothing': [
-    state({ transport: 'poll' }),
+    fresh([]),
     [
       [1, heard()],
-      [0, EVENTS['answered next']],
+      [0, EVENTS['poll answered next']],
     ],
   ],
   'a server that resets with each answer': [
-    state({ transport: 'poll' }),
+    fresh([]),
     [
       [1, heard(false, -Infinity)],
       [0, heard(true, 5)],
-      [0, EVENTS['answered live']],
+      [0, EVENTS['poll answered live']],
     ],
   ],
+  'a box that kills each stream once it is proven': [
+    fresh(['websocket', 'sse'], false),
+    [
+      [1, heard(true, 0, true)],
+      [1, EVENTS['poll answered live']],
+    ],
+  ],
+  'a server that refuses': [fresh(['websocket', 'sse'], false), [[1, EVENTS['poll refused']]]],
 }
 
 test('a page does not storm a server that is in trouble', async (t) => {
@@ -427,9 +934,9 @@ test('a link that is cut again and again, but brings something each time, is use
   const story = /** @type {[number, Event][]} */ ([
     [1, heard()],
     [5, heard(false, 3)],
-    [10, EVENTS.lost],
+    [10, EVENTS['poll cut off']],
   ])
-  assert.ok(connections(state({}), story, () => 0.5) > 5000)
+  assert.ok(connections(fresh([]), story, () => 0.5) > 5000)
 })
 
 test('the first try after a good connection comes within half a second, later ones within 30 s', () => {
@@ -440,21 +947,73 @@ test('the first try after a good connection comes within half a second, later on
   assert.equal(backoff(7, 0), 0)
 })
 
-test('a Retry-After is kept to the end, whatever chance says, also by who follows meanwhile', () => {
+test('a Retry-After is kept to the end, whatever chance says, also by who follows or comes back meanwhile', () => {
   fc.assert(
     fc.property(
       fc.double({ min: 0, max: 0.999, noNaN: true }),
-      fc.integer({ min: 0, max: 2 ** 40 }),
+      fc.integer({ min: 1, max: 2 ** 40 }),
       (chance, retry) => {
-        let { state: s } = step(STATES.connecting, { type: 'over', reason: 'x', retry }, NOW, chance)
-        assert.ok(s.due >= NOW + retry)
-        for (const event of [EVENTS['want nothing'], EVENTS['want more'], EVENTS.wake]) {
-          const after = step(s, event, NOW + retry - 1, chance)
+        const over = /** @type {Event} */ ({ type: 'over', poll: true, reason: 'x', retry })
+        let { state: s } = step(STATES['connecting, poll'], over, true, NOW, chance)
+        assert.ok(s.dueBack >= NOW + retry)
+        for (const event of [
+          EVENTS['want nothing'],
+          EVENTS['want more'],
+          EVENTS.look,
+          EVENTS['look anew'],
+          EVENTS['use sse'],
+          EVENTS.wake,
+        ]) {
+          const after = step(s, event, true, NOW + retry - 1, chance)
           assert.deepEqual(after.effects, [])
           s = after.state
         }
-        assert.deepEqual(step(s, EVENTS.wake, s.due, chance).effects, ['drop', 'open'])
+        assert.deepEqual(step(s, EVENTS.wake, true, s.dueBack, chance).effects, ['poll'])
       },
     ),
+  )
+})
+
+test('whatever happens, in whatever order, there is always something to wait for, and one connection of a kind', () => {
+  const events = Object.values(EVENTS).filter(({ type }) => type !== 'close')
+  fc.assert(
+    fc.property(
+      fc.array(
+        fc.record({
+          event: fc.constantFrom(...events),
+          after: fc.nat(40_000),
+          whole: fc.boolean(),
+          chance: fc.nat(99),
+        }),
+        { maxLength: 80 },
+      ),
+      (steps) => {
+        let s = initial(['websocket', 'sse'], false, 15, 0)
+        let now = NOW
+        let poll = false
+        let stream = false
+        for (const { event, after, whole, chance } of steps) {
+          now += after
+          const { state: next, effects } = step(s, event, whole, now, chance / 100)
+          for (const effect of effects) {
+            // Opened over one that is there: the driver drops the old one first.
+            if (effect === 'poll') poll = true
+            else if (effect === 'stream') stream = true
+            else if (effect === 'no poll') poll = false
+            else stream = false
+          }
+          if (event.type === 'answered' && event.poll && s.wait !== undefined && !effects.includes('poll')) poll = false
+          s = next
+          assert.equal(s.wait !== undefined, poll, 'the poll that it believes in')
+          assert.equal(!!s.stream, stream, 'the stream that it believes in')
+          if (s.wanted) assert.ok(due(s) < Infinity, `${s.phase} for ever`)
+          else assert.ok(!poll && !stream, 'nobody wants it')
+          if (s.phase === 'live' || s.phase === 'catching-up' || s.phase === 'connecting') {
+            assert.ok(poll || stream, `${s.phase} without a connection`)
+          }
+        }
+      },
+    ),
+    { numRuns: 3000 },
   )
 })

@@ -3,16 +3,9 @@ import { test } from 'node:test'
 import fc from 'fast-check'
 import { TidemarkError } from '../src/errors.js'
 import { createLines } from '../src/lines.js'
-import { createParser } from '../src/sse.js'
-
-/** @param {string[]} pieces */
-function events(pieces) {
-  /** @type {unknown[]} */
-  const seen = []
-  const parser = createParser({ onEvent: (event) => seen.push(event), onRetry: (ms) => seen.push(ms) })
-  for (const piece of pieces) parser.feed(piece)
-  return seen
-}
+import { openStream } from '../src/stream.js'
+import { turns } from './clock.js'
+import { Wire } from './wire.js'
 
 /** @param {string[]} pieces */
 function lines(pieces) {
@@ -23,101 +16,155 @@ function lines(pieces) {
   return seen
 }
 
-/** The rules of the standard once more, for a whole text, in the most pedestrian way. @param {string} text */
-function eventsByTheBook(text) {
+/**
+ * What an answer comes to that arrives in these pieces.
+ * @param {boolean} sse
+ * @param {(string | Uint8Array)[]} pieces
+ */
+async function frames(sse, pieces) {
+  const bytes = pieces.map((piece) => (typeof piece === 'string' ? new TextEncoder().encode(piece) : piece))
+  // An empty piece is none, and no stream may enqueue it.
+  const body = new ReadableStream({
+    start(controller) {
+      for (const piece of bytes) if (piece.length) controller.enqueue(piece)
+      controller.close()
+    },
+  })
+  /** @type {string[]} */
   const seen = []
-  let event = ''
-  let data = ''
-  let id = ''
-  const all = text
-    .replace(/^\ufeff/, '')
-    .replace(/\r\n|\r/g, '\n')
-    .split('\n')
-  all.pop()
-  for (const line of all) {
-    if (line === '') {
-      if (data !== '') seen.push({ event: event === '' ? 'message' : event, data: data.slice(0, -1), id })
-      event = ''
-      data = ''
-      continue
-    }
-    if (line.startsWith(':')) continue
-    let [field, value] = [line, '']
-    if (line.includes(':')) {
-      field = line.slice(0, line.indexOf(':'))
-      value = line.slice(line.indexOf(':') + 1)
-      if (value.startsWith(' ')) value = value.slice(1)
-    }
-    if (field === 'event') event = value
-    if (field === 'data') data += `${value}\n`
-    if (field === 'id' && !value.includes('\u0000')) id = value
-    if (field === 'retry' && value !== '' && [...value].every((c) => c >= '0' && c <= '9')) seen.push(Number(value))
-  }
+  await openStream(
+    async () => new Response(body),
+    'http://tide.test',
+    sse,
+    (lines) => seen.push(...lines),
+  ).done
   return seen
 }
+
+/** The whole lines of a text, in the most pedestrian way. @param {string} text */
+const wholeLines = (text) =>
+  text
+    .replace(/\r\n|\r/g, '\n')
+    .split('\n')
+    .slice(0, -1)
 
 // Text that is mostly made of what a parser trips over.
 const scrap = fc.constantFrom('\n', '\r', '\r\n', '\n\n', ':', ' ', 'data', 'data:', 'data: x', 'event:e', 'id: 7', 'id:\0',
   'retry: 10', 'retry: 1x', '\ufeff', 'ünï', '🌊', '{"a":1}', '\u2028', 'x') // biome-ignore format: one list
 const stream = fc.array(scrap, { maxLength: 40 }).map((parts) => parts.join(''))
 
-/** A text, and the same text cut at any places, in the middle of surrogates and line ends too, and into nothing. */
-const cut = stream.chain((text) =>
-  fc.tuple(fc.constant(text), fc.array(fc.nat(text.length), { maxLength: 12 })).map(([text, places]) => {
-    const at = [0, ...places.sort((a, b) => a - b), text.length]
-    return { text, pieces: at.slice(1).map((end, i) => text.slice(at[i], end)) }
-  }),
+/**
+ * The same cut at any places, and into nothing.
+ * @template {{length: number, slice: (from: number, to: number) => any}} T
+ * @param {T} whole
+ * @returns {import('fast-check').Arbitrary<T[]>}
+ */
+const cuts = (whole) =>
+  fc.array(fc.nat(whole.length), { maxLength: 12 }).map((places) => {
+    const at = [0, ...places.sort((a, b) => a - b), whole.length]
+    return at.slice(1).map((end, i) => whole.slice(at[i], end))
+  })
+
+/** A text in pieces, cut in the middle of surrogates and line ends too. */
+const cut = stream.chain((text) => fc.record({ text: fc.constant(text), pieces: cuts(text) }))
+
+/** A text in pieces of bytes, cut in the middle of letters too. */
+const cutBytes = stream.chain((text) =>
+  fc.record({ text: fc.constant(text), pieces: cuts(new TextEncoder().encode(text)) }),
 )
 
-test('an event stream means the same however the network cuts it', () => {
+test('lines mean the same however the network cuts them, and the unfinished rest never counts', () => {
   fc.assert(
     fc.property(cut, ({ text, pieces }) => {
-      assert.deepEqual(events(pieces), eventsByTheBook(text))
-      assert.deepEqual(events([text]), eventsByTheBook(text))
+      assert.deepEqual(lines(pieces), wholeLines(text))
     }),
-    { numRuns: 2000 },
+    { numRuns: 1000 },
   )
 })
 
-test('an event is there as soon as its blank line is, whatever ends lines', () => {
+test('an answer means the same however the network cuts it, and of an event stream only the data count', async () => {
+  await fc.assert(
+    fc.asyncProperty(cutBytes, async ({ text, pieces }) => {
+      const whole = wholeLines(text.replace(/^\ufeff/, ''))
+      assert.deepEqual(await frames(false, pieces), whole)
+      assert.deepEqual(
+        await frames(true, pieces),
+        whole.filter((line) => line.startsWith('data:')).map((line) => line.slice('data:'.length)),
+      )
+    }),
+    { numRuns: 1000 },
+  )
+})
+
+test('a frame is there as soon as its line is, whatever ends lines, and all that came together come together', async () => {
   for (const end of ['\n', '\r', '\r\n']) {
-    assert.deepEqual(events([`data: x${end}${end}`]), [{ event: 'message', data: 'x', id: '' }])
+    const wire = new Wire()
+    /** @type {string[][]} */
+    const seen = []
+    const stream = openStream(wire.fetch, 'http://tide.test/feed', true, (lines) => seen.push(lines))
+    await turns()
+    assert.equal(wire.feed.sse, true)
+    await wire.feed.write(`event: change${end}data: {"a":1}${end}id: 7${end}${end}data:{"b":2}${end}`)
+    await wire.feed.write(`: still here${end}${end}data: {"cut`)
+    await wire.feed.write(`":3}${end}`)
+    const all = seen.filter((lines) => lines.length).map((lines) => lines.map((line) => JSON.parse(line)))
+    assert.deepEqual(all, [[{ a: 1 }, { b: 2 }], [{ cut: 3 }]])
+    stream.close()
+    await assert.rejects(stream.done)
+    assert.equal(wire.feed.aborted, true)
   }
 })
 
-test('a data line without anything is an event without anything, and a block without data is none', () => {
-  assert.deepEqual(events(['data\n\nevent: x\n\n: comment\n\n']), [{ event: 'message', data: '', id: '' }])
+test('an answer without a body is one that ends at once', async () => {
+  const answer = async () => new Response(null, { status: 204 })
+  await openStream(answer, 'http://tide.test', false, () => assert.fail()).done
 })
 
-test('an event that is cut off by the end of the stream never happened', () => {
-  assert.deepEqual(events(['data: 1\n\ndata: 2\n']), [{ event: 'message', data: '1', id: '' }])
-})
-
-test('after reset nothing of the last connection is left', () => {
-  /** @type {unknown[]} */
+test('an answer that breaks off is told from one that ends, and what is over holds no connection', async () => {
+  const wire = new Wire()
+  /** @type {string[]} */
   const seen = []
-  const parser = createParser({ onEvent: (event) => seen.push(event) })
-  parser.feed('id: 3\nevent: e\ndata: half\nda')
-  parser.reset()
-  parser.feed('\ufeffdata: whole\n\n')
-  assert.deepEqual(seen, [{ event: 'message', data: 'whole', id: '' }])
+  const open = () => openStream(wire.fetch, 'http://tide.test/feed', false, (lines) => seen.push(...lines))
+  const broken = open()
+  await wire.feed.write('1\n2\n3')
+  broken.done.catch(() => {})
+  await wire.feed.fail(new TypeError('terminated'))
+  await assert.rejects(broken.done, /terminated/)
+  const refused = open()
+  refused.done.catch(() => {})
+  await wire.feed.fail()
+  await assert.rejects(refused.done, /fetch failed/)
+  const over = open()
+  await wire.feed.write('4\n5')
+  await wire.feed.end()
+  await over.done
+  assert.deepEqual(seen, ['1', '2', '4'])
+  assert.ok(wire.feeds.every(({ init }) => init.signal?.aborted))
 })
 
-test('a stream that never ends its line or its event does not fill the memory', () => {
+test('who can not read a line lets go of its connection', async () => {
+  const wire = new Wire()
+  const stream = openStream(wire.fetch, 'http://tide.test/feed', false, () => {
+    throw new TidemarkError('bad-frame', 'no')
+  })
+  stream.done.catch(() => {})
+  await wire.feed.write('1\n')
+  await assert.rejects(stream.done, { code: 'bad-frame' })
+  assert.equal(wire.feed.aborted, true)
+})
+
+test('a stream that never ends its line does not fill the memory', async () => {
   const tooLong = (/** @type {unknown} */ error) => error instanceof TidemarkError && error.code === 'bad-frame'
   const piece = 'x'.repeat(1 << 20)
-  const parser = () => createParser({ onEvent: () => {} })
-  for (const [make, text] of /** @type {const} */ ([
-    [parser, piece],
-    [parser, `data: ${piece}\n`],
-    [() => createLines(() => {}), piece],
-  ])) {
-    const { feed } = make()
-    for (let i = 0; i < 15; i++) feed(text)
-    assert.throws(() => {
-      feed(text)
-      feed(text)
-    }, tooLong)
+  const { feed } = createLines(() => {})
+  for (let i = 0; i < 15; i++) feed(piece)
+  assert.throws(() => {
+    feed(piece)
+    feed(piece)
+  }, tooLong)
+  for (const sse of [true, false]) {
+    const bytes = new TextEncoder().encode(piece)
+    await assert.rejects(frames(sse, ['data:', ...Array.from({ length: 17 }, () => bytes)]), tooLong)
   }
 })
 
@@ -127,19 +174,6 @@ test('a line that comes in a hundred thousand pieces costs no more than its leng
   assert.equal(lines([...pieces, '\n'])[0].length, 10_000_000)
   // Searching or copying what is held for each piece would be 5e11 steps, which is minutes.
   assert.ok(performance.now() - began < 5000)
-})
-
-test('lines mean the same however the network cuts them, and the unfinished rest never counts', () => {
-  fc.assert(
-    fc.property(cut, ({ text, pieces }) => {
-      const whole = text
-        .replace(/\r\n|\r/g, '\n')
-        .split('\n')
-        .slice(0, -1)
-      assert.deepEqual(lines(pieces), whole)
-    }),
-    { numRuns: 1000 },
-  )
 })
 
 test('forgetting the held rest of a line keeps it out of the next answer', () => {

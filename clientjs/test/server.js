@@ -16,11 +16,17 @@ export class Server {
   ids = new Map()
   /** @type {Set<Session>} */
   sessions = new Set()
-  /** What was asked of the feed, in order. @type {URL[]} */
+  /** What was asked of the feed, in order: each collection with its cursor. @type {string[][]} */
   feeds = []
+  /** Where the clients are, as the server tells them. */
+  network = 'home'
+  /** What the network keeps back: it opens, but nothing comes through. @type {Set<string>} */
+  blocked = new Set()
   /** How many write requests took effect, and how many answers to them are to be lost. */
   writes = 0
   loseAnswers = 0
+  /** How many requests came by POST. */
+  posts = 0
 
   #http = createServer((request, response) => this.#handle(request, response))
   #ws = new WebSocketServer({ noServer: true })
@@ -29,11 +35,15 @@ export class Server {
     this.#http.on('upgrade', (request, socket, head) => {
       const url = this.#url(request)
       this.#ws.handleUpgrade(request, socket, head, (ws) => {
-        const session = this.#open(url, {
-          send: (frames) => ws.send(frames.map((frame) => JSON.stringify(frame)).join('\n')),
+        const session = this.#open(this.#query(url), 'websocket', {
+          send: (frames) => {
+            if (!this.blocked.has('websocket')) ws.send(frames.map((frame) => JSON.stringify(frame)).join('\n'))
+          },
           drop: () => ws.terminate(),
         })
-        ws.on('message', (data) => this.#request(session, JSON.parse(String(data))))
+        ws.on('message', (data) => {
+          if (!this.blocked.has('websocket')) this.#request(session, JSON.parse(String(data)))
+        })
         ws.on('close', () => this.sessions.delete(session))
       })
     })
@@ -153,6 +163,11 @@ export class Server {
     return new URL(String(url), 'http://test')
   }
 
+  /** May be part of the path, for networks that lose it. @param {URL} url */
+  #query({ pathname, search }) {
+    return new URLSearchParams(search || pathname.split('/feed/')[1])
+  }
+
   /**
    * @param {import('node:http').IncomingMessage} request
    * @param {import('node:http').ServerResponse} response
@@ -160,6 +175,7 @@ export class Server {
   async #handle(request, response) {
     const url = this.#url(request)
     if (request.method === 'POST') {
+      this.posts++
       let text = ''
       for await (const chunk of request) text += chunk
       const { changes, ...options } = JSON.parse(text)
@@ -172,11 +188,18 @@ export class Server {
       response.writeHead(answer.status ?? 200, { 'content-type': 'application/json' }).end(JSON.stringify(answer))
       return
     }
+    const query = this.#query(url)
+    if (this.blocked.has('query') && url.search) {
+      response.writeHead(400, { 'content-type': 'application/problem+json' })
+      response.end(JSON.stringify({ code: 'bad-request', detail: 'c: which collections', status: 400 }))
+      return
+    }
     const sse = request.headers.accept === 'text/event-stream'
     response.writeHead(200, { 'content-type': sse ? 'text/event-stream' : 'application/x-ndjson' })
     if (sse) response.write('retry: 1000\n\n')
-    const session = this.#open(url, {
+    const session = this.#open(query, sse ? 'sse' : 'poll', {
       send: (frames) => {
+        if (sse && this.blocked.has('sse')) return
         const text = frames
           .map((frame) =>
             sse ? `event: ${frame.type}\ndata: ${JSON.stringify(frame)}\n\n` : `${JSON.stringify(frame)}\n`,
@@ -196,26 +219,30 @@ export class Server {
     response.on('close', () => this.sessions.delete(session))
   }
 
-  /** @param {URL} url @param {Out} out */
-  #open(url, out) {
-    this.feeds.push(url)
-    const { searchParams } = url
-    const poll = searchParams.get('transport') === 'poll'
+  /** @param {URLSearchParams} query @param {string} transport @param {Out} out */
+  #open(query, transport, out) {
+    const asked = query.getAll('c')
+    this.feeds.push(asked)
+    const poll = transport === 'poll'
     /** @type {Session} */
     const session = {
       at: new Map(),
       out,
-      limit: poll ? Number(searchParams.get('limit') ?? 3) : Infinity,
-      held: poll && searchParams.get('wait') !== '0',
+      limit: poll ? Number(query.get('limit') ?? 3) : Infinity,
+      held: poll && query.get('wait') !== '0',
+      ticked: poll,
     }
     this.sessions.add(session)
-    const resets = searchParams.getAll('c').flatMap((c) => {
+    const resets = asked.flatMap((c) => {
       const [name, cursor] = c.split('@')
       return this.#follow(session, name, cursor)
     })
-    session.frames = [{ type: 'open', epoch: this.epoch, session: 's', heartbeat: 15, server: 'test' }, ...resets]
+    const { epoch, network } = this
+    session.frames = [{ type: 'open', epoch, session: 's', heartbeat: 15, server: 'test', network }, ...resets]
     if (resets.length) session.held = false
-    this.#look(session, true)
+    // A WebSocket that does not say yet what it wants has all of it.
+    if (asked.length) this.#look(session, true)
+    else this.#live(session)
     return session
   }
 
@@ -268,6 +295,9 @@ export class Server {
     session.frames = []
     for (const name of session.at.keys()) session.at.set(name, this.seq)
     this.#last(session, [...frames, { type: 'live', cursor: `${this.epoch}-${this.seq}` }])
+    // A real server takes 300 ms over it.
+    if (!session.ticked) session.out.send([{ type: 'tick' }])
+    session.ticked = true
   }
 
   /** To a poll this is the end of its answer. @param {Session} session @param {object[]} frames */
@@ -287,18 +317,18 @@ export class Server {
         session.out.drop()
       } else send([{ ...answer, type: answer.status ? 'error' : 'written', id }])
     } else if (type === 'subscribe') {
+      this.feeds.push(
+        body.collections.map((/** @type {any} */ { name, cursor }) => (cursor ? `${name}@${cursor}` : name)),
+      )
       const resets = body.collections.flatMap((/** @type {any} */ { name, cursor }) =>
         this.#follow(session, name, cursor),
       )
       session.frames = [{ type: 'done', id }, ...resets]
       this.#look(session, true)
-    } else if (type === 'unsubscribe') {
-      for (const name of body.collections) session.at.delete(name)
-      send([{ type: 'done', id }])
     }
   }
 }
 
 /** @typedef {{collection: string, key: string, value: object | null, op: string, seq: number, txn: number, by?: object}} Entry */
 /** @typedef {{send: (frames: any[]) => void, drop: () => void}} Out */
-/** @typedef {{at: Map<string, number>, out: Out, limit: number, held: boolean, frames?: object[]}} Session */
+/** @typedef {{at: Map<string, number>, out: Out, limit: number, held: boolean, ticked: boolean, frames?: object[]}} Session */

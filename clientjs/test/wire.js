@@ -35,31 +35,95 @@ export class Wire {
     }
   }
 
-  /** The last request for the feed. */
+  /** Requests for the feed, by whatever transport. */
+  get feeds() {
+    return this.requests.filter(({ url }) => /\/feed(\/|$)/.test(url.pathname))
+  }
+
   get feed() {
     return /** @type {Request} */ (this.feeds.at(-1))
   }
 
-  get feeds() {
-    return this.requests.filter(({ url }) => url.pathname.endsWith('/feed'))
+  get polls() {
+    return this.feeds.filter(({ sse }) => !sse)
   }
 
+  get poll() {
+    return /** @type {Request} */ (this.polls.at(-1))
+  }
+
+  /** Event streams. */
+  get streams() {
+    return this.feeds.filter(({ sse }) => sse)
+  }
+
+  get stream() {
+    return /** @type {Request} */ (this.streams.at(-1))
+  }
+
+  /** Writes. */
   get posts() {
-    return this.requests.filter(({ init }) => init.method === 'POST')
+    return this.requests.filter(({ url }) => url.pathname.endsWith('/changes'))
   }
 
   get post() {
     return /** @type {Request} */ (this.posts.at(-1))
   }
 
+  get tickets() {
+    return this.requests.filter(({ url }) => url.pathname.endsWith('/tickets'))
+  }
+
   get socket() {
     return /** @type {Socket} */ (this.sockets.at(-1))
   }
+
+  /** What every answer begins with. @type {object} */
+  open = open
+
+  /**
+   * Plays the server until the client is live by its transport: the poll that catches up, then the stream.
+   * @param {Transport} transport
+   * @param {number} seq how far the log is
+   * @param {object[]} changes
+   */
+  async reach(transport, seq, ...changes) {
+    await this.poll.reply(this.open, ...changes, live(seq))
+    if (transport !== 'poll') await this.prove(transport, seq)
+  }
+
+  /**
+   * The stream that was opened last proves itself, with nothing new.
+   * @param {Transport} transport
+   * @param {number} seq
+   */
+  async prove(transport, seq) {
+    if (transport === 'sse') await this.stream.frames(this.open, live(seq), tick)
+    else {
+      await this.socket.open()
+      await this.socket.frames(this.open)
+      await this.socket.done(live(seq), tick)
+    }
+  }
+
+  /** Which connections are open, as the client sees it. */
+  get held() {
+    const polls = this.polls.filter(({ over }) => !over).map(() => 'poll')
+    const streams = this.streams.filter(({ over }) => !over).map(() => 'sse')
+    const sockets = this.sockets.filter(({ closed }) => !closed).map(() => 'websocket')
+    return [...polls, ...streams, ...sockets].join(' ')
+  }
+
+  /**
+   * What brings the feed by this transport.
+   * @param {Transport} transport
+   */
+  by(transport) {
+    return transport === 'websocket' ? this.socket : transport === 'sse' ? this.stream : this.poll
+  }
 }
 
-/** What a feed is asked for: collection -> cursor, undefined for the beginning. @param {URL} url */
-const asked = ({ searchParams }) =>
-  new Map(searchParams.getAll('c').map((c) => [c.split('@')[0], /** @type {string | undefined} */ (c.split('@')[1])]))
+/** @typedef {import('../src/machine.js').Transport} Transport */
 
 /** @param {object[]} frames */
 const lines = (frames) => frames.map((frame) => `${JSON.stringify(frame)}\n`).join('')
@@ -72,6 +136,8 @@ export class Request {
   /** @type {ReadableStreamDefaultController<Uint8Array> | undefined} */
   #body
   aborted = false
+  /** Whether it was answered to the end, or left, or lost. */
+  over = false
 
   /**
    * @param {URL} url
@@ -87,7 +153,8 @@ export class Request {
     })
     this.response.catch(() => {})
     init.signal?.addEventListener('abort', () => {
-      this.aborted = true
+      this.aborted = !this.over
+      this.over = true
       const error = new DOMException('aborted', 'AbortError')
       this.#reject(error)
       try {
@@ -102,8 +169,21 @@ export class Request {
     return new Headers(this.init.headers).get('accept') === 'text/event-stream'
   }
 
+  /** What was asked for, also where it is part of the path. */
+  get query() {
+    return new URLSearchParams(this.url.search || this.url.pathname.split('/feed/')[1])
+  }
+
+  /** What a feed is asked for: collection -> cursor, undefined for the beginning. */
   get asked() {
-    return asked(this.url)
+    return new Map(
+      this.query.getAll('c').map((c) => [c.split('@')[0], /** @type {string | undefined} */ (c.split('@')[1])]),
+    )
+  }
+
+  /** The credential. */
+  get bearer() {
+    return new Headers(this.init.headers).get('authorization')
   }
 
   get body() {
@@ -129,18 +209,26 @@ export class Request {
   }
 
   /** Sends frames in the form of the transport that was asked for, all in one piece. @param {object[]} frames */
-  send(...frames) {
+  frames(...frames) {
     return this.write(this.sse ? frames.map((f) => `data: ${JSON.stringify(f)}\n\n`).join('') : lines(frames))
   }
 
   async end() {
     if (!this.#body) this.open()
+    this.over = true
     this.#body?.close()
     await turns()
   }
 
+  /** A whole answer: frames, and nothing after them. @param {object[]} frames */
+  async reply(...frames) {
+    await this.frames(...frames)
+    await this.end()
+  }
+
   /** The connection breaks, before or during the answer. */
   async fail(error = new TypeError('fetch failed')) {
+    this.over = true
     if (this.#body) this.#body.error(error)
     else this.#reject(error)
     await turns()
@@ -153,6 +241,7 @@ export class Request {
    * @param {Record<string, string>} [headers]
    */
   async answer(status, body, headers) {
+    this.over = true
     const text = body === undefined ? null : typeof body === 'string' ? body : JSON.stringify(body)
     this.#resolve(new Response(text, { status, headers }))
     await turns()
@@ -161,6 +250,8 @@ export class Request {
 
 export class Socket {
   /** @type {any} */
+  onopen
+  /** @type {any} */
   onmessage
   /** @type {any} */
   onclose
@@ -168,24 +259,59 @@ export class Socket {
   onerror
   /** @type {any[]} what the client sent */
   sent = []
+  readyState = 0
+  /** Whether it is over, whoever ended it. */
   closed = false
+
+  get over() {
+    return this.closed
+  }
 
   /** @param {string} url */
   constructor(url) {
     this.url = new URL(url)
   }
 
+  /** @param {string} type */
+  #sent(type) {
+    return this.sent.filter((frame) => frame.type === type)
+  }
+
+  get subscribes() {
+    return this.#sent('subscribe')
+  }
+
+  get writes() {
+    return this.#sent('write')
+  }
+
+  /** What it was asked for: collection -> cursor, undefined for the beginning. */
   get asked() {
-    return asked(this.url)
+    const all = this.subscribes.flatMap(({ collections }) => collections)
+    return new Map(all.map(({ name, cursor }) => [name, /** @type {string | undefined} */ (cursor)]))
   }
 
   /** @param {string} text */
   send(text) {
+    if (this.readyState !== 1) throw new DOMException('not open', 'InvalidStateError')
     this.sent.push(JSON.parse(text))
   }
 
   close() {
     this.closed = true
+    this.readyState = 3
+  }
+
+  /** The network lets it through. */
+  async open() {
+    this.readyState = 1
+    this.onopen({})
+    await turns()
+  }
+
+  /** The last subscribe is answered, and frames come with the answer. @param {object[]} frames */
+  done(...frames) {
+    return this.frames({ type: 'done', id: this.subscribes.at(-1).id }, ...frames)
   }
 
   /** All in one message. @param {object[]} frames */
@@ -202,6 +328,8 @@ export class Socket {
 
   /** @param {number} [code] */
   async die(code = 1006, reason = '') {
+    this.closed = true
+    this.readyState = 3
     this.onerror?.({})
     this.onclose({ code, reason })
     await turns()
@@ -209,6 +337,8 @@ export class Socket {
 }
 
 export const open = { type: 'open', epoch: 'aaaa', session: 's', heartbeat: 15, server: 'test', transports: [] }
+
+export const tick = { type: 'tick' }
 
 /** @param {number} seq */
 export const live = (seq, epoch = 'aaaa') => ({ type: 'live', cursor: `${epoch}-${seq}` })
@@ -220,13 +350,14 @@ export const next = (seq, epoch = 'aaaa') => ({ type: 'next', cursor: `${epoch}-
  * @param {number} seq
  * @param {string} key
  * @param {object | null} value null: a remove
- * @param {{more?: boolean, collection?: string}} [rest]
+ * @param {{more?: boolean, collection?: string, id?: string}} [rest] id: of the write that it comes from
  */
-export const change = (seq, key, value, { more, collection = 'todos' } = {}) => ({
+export const change = (seq, key, value, { more, collection = 'todos', id } = {}) => ({
   type: 'change',
   seq,
   collection,
   key,
   ...(value ? { op: 'modify', value } : { op: 'remove' }),
   ...(more ? { more } : {}),
+  ...(id ? { by: { client: 'c', id } } : {}),
 })

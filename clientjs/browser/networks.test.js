@@ -1,0 +1,236 @@
+// What stands between browsers and servers, one hop after the other (cmd/hostile), and what the client makes of it.
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { writeFile } from 'node:fs/promises'
+import { createInterface } from 'node:readline'
+import { after, before, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { launch, startServer } from './program.js'
+
+/** How often each page is opened for the first time; more than once, and the table is written. */
+const RUNS = Number(process.env.RUNS ?? 1)
+const TABLE = process.env.TABLE
+/** How long a page is watched for what it settles on, in seconds, and for how long it must have stayed so. */
+const WATCH = Number(process.env.WATCH ?? 30)
+const STEADY = 8
+const ROWS = 100
+
+const root = fileURLToPath(new URL('../../', import.meta.url))
+
+/** @type {import('playwright-core').Browser} */
+let browser
+/** @type {Awaited<ReturnType<typeof startServer>>} */
+let server
+/** @type {Record<string, string>} */
+let hops = {}
+/** @type {Record<string, string>} */
+const what = {}
+/** @type {import('node:child_process').ChildProcess} */
+let bed
+
+before(async () => {
+  browser = await launch()
+  server = await startServer()
+  const binary = `${root}bin/hostile`
+  const list = spawn(binary, ['-list'])
+  for await (const line of createInterface({ input: list.stdout })) {
+    const [, name, text] = line.match(/`(.*)` \| (.*) \|/) ?? []
+    if (name) what[name] = text
+  }
+  bed = spawn(binary, ['-target', server.url, '-watch-stdin'], { stdio: ['pipe', 'pipe', 'inherit'] })
+  for await (const line of createInterface({ input: /** @type {any} */ (bed.stdout) })) {
+    hops = JSON.parse(line)
+    break
+  }
+  await write(
+    Array.from({ length: ROWS }, (_, i) => ({ op: 'put', key: `seed-${i}`, value: { n: i, text: 'x'.repeat(60) } })),
+  )
+})
+after(async () => {
+  await browser?.close()
+  bed?.stdin?.end()
+  await server?.stop()
+})
+
+/** By another way than the page's. @param {any[]} changes */
+async function write(changes) {
+  const body = JSON.stringify({ atomic: false, changes: changes.map((change) => ({ collection: 'todos', ...change })) })
+  const response = await fetch(`${server.url}/v1/acme/changes`, { method: 'POST', body })
+  assert.equal(response.status, 200)
+}
+
+/** What the server holds. */
+async function truth() {
+  const response = await fetch(`${server.url}/v1/acme/rows/todos?limit=10000`)
+  /** @type {{rows: {key: string, value: any}[]}} */
+  const { rows } = await response.json()
+  return Object.fromEntries(rows.map(({ key, value }) => [key, value]))
+}
+
+/** A browser that was never here before follows a collection through a hop. @param {string} hop */
+async function visit(hop) {
+  const context = await browser.newContext()
+  const page = await context.newPage()
+  await page.goto(`${hops[hop]}/healthz`)
+  await page.evaluate(async () => {
+    // @ts-expect-error: the server has it
+    const { createClient } = await import('/client.js')
+    const begun = performance.now()
+    const client = createClient({ url: '/', tenant: 'acme' })
+    const todos = client.collection('todos')
+    const seen = {
+      first: 0,
+      whole: 0,
+      doubled: 0,
+      empty: 0,
+      errors: /** @type {string[]} */ ([]),
+      /** @type {[number, string, string][]} */
+      statuses: [],
+      /** @type {Record<string, number>} */
+      arrived: {},
+    }
+    /** @type {Map<string, number>} */
+    const seqs = new Map()
+    const now = () => Math.round(performance.now() - begun)
+    client.onError((/** @type {any} */ error) => seen.errors.push(`${error.code}: ${error.message}`))
+    client.onStatus((/** @type {any} */ s) => {
+      if (s.state === 'live') seen.whole ||= now()
+      seen.statuses.push([now(), `${s.state} ${s.reason}`, `${s.transport} ${s.why}`])
+    })
+    todos.subscribe((/** @type {any} */ batch) => {
+      if (todos.rows.size) seen.first ||= now()
+      else if (seen.first) seen.empty++
+      for (const { key, seq } of batch.changes) {
+        if (seq && seq <= (seqs.get(key) ?? 0)) seen.doubled++
+        if (seq) seqs.set(key, seq)
+        seen.arrived[key] ??= Date.now()
+      }
+    })
+    Object.assign(window, { client, todos, seen })
+  })
+  return { page, close: () => context.close() }
+}
+
+/** @param {import('playwright-core').Page} page */
+const seen = (page) => page.evaluate(() => /** @type {any} */ (window).seen)
+
+/** @param {number[]} numbers */
+const median = (numbers) => [...numbers].sort((a, b) => a - b)[Math.floor(numbers.length / 2)]
+
+/** @type {Record<string, {first: number[], settled: string, after: number, latency: number[], own: number}>} */
+const found = {}
+
+/** @param {string} hop */
+async function live(hop) {
+  const { page, close } = await visit(hop)
+  const changed = () =>
+    page.evaluate(() => {
+      const { seen } = /** @type {any} */ (window)
+      return [performance.now(), ...(seen.statuses.at(-1) ?? [])]
+    })
+  try {
+    // The first write of its own, while nothing has settled yet.
+    const early = page.evaluate(() => /** @type {any} */ (window).todos.insert({ early: true }).then(() => true))
+    const begun = Date.now()
+    let i = 0
+    /** @type {any[]} */
+    let status = []
+    let last = ''
+    let since = Date.now()
+    while (Date.now() - begun < WATCH * 1000) {
+      await write([{ op: 'put', key: `${hop}-${i++ % 20}`, value: { i } }])
+      await page.waitForTimeout(500)
+      status = await changed()
+      const text = `${status[2]} ${status[3]?.split(' ')[0]}`
+      if (text !== last) since = Date.now()
+      last = text
+      if (/^live/.test(text) && Date.now() - since > STEADY * 1000) break
+    }
+    assert.ok(await early, `${hop}: an early write was lost`)
+    /** @type {number[]} */
+    const latency = []
+    for (let i = 0; i < 10; i++) {
+      const key = `${hop}-late-${i}-${begun}`
+      await write([{ op: 'put', key, value: { i } }])
+      const at = Date.now()
+      await page.waitForFunction((key) => /** @type {any} */ (window).seen.arrived[key], key, {
+        timeout: 60_000,
+        polling: 50,
+      })
+      latency.push(Math.max(0, (await seen(page)).arrived[key] - at))
+    }
+    const own = await page.evaluate(async () => {
+      const t = performance.now()
+      await /** @type {any} */ (window).todos.insert({ late: true })
+      return Math.round(performance.now() - t)
+    })
+    const all = await seen(page)
+    return { page, close, all, latency, own, settled: last.split(' ').at(-1) ?? '', after: since - begun, begun }
+  } catch (error) {
+    const all = await seen(page)
+    await close()
+    throw new Error(`${hop}: ${error}\n${JSON.stringify(all.statuses)}\n${all.errors}`)
+  }
+}
+
+test('through every network rows show soon, nothing is lost or doubled, and the page is current at the end', {
+  timeout: 3_600_000,
+  concurrency: true,
+}, async (t) => {
+  const names = Object.keys(hops).filter((name) => !process.env.HOP || name === process.env.HOP)
+  assert.ok(Object.keys(hops).length > 20)
+  for (const hop of names) {
+    found[hop] = { first: [], settled: '', after: 0, latency: [], own: 0 }
+    await t.test(`first rows: ${hop}`, async () => {
+      for (let i = 0; i < RUNS; i++) {
+        const { page, close } = await visit(hop)
+        await page.waitForFunction(() => /** @type {any} */ (window).seen.first, undefined, {
+          timeout: 20_000,
+          polling: 20,
+        })
+        found[hop].first.push((await seen(page)).first)
+        await close()
+      }
+      const { first } = found[hop]
+      assert.ok(median(first) <= 3000 && Math.max(...first) <= 6000, `${first}`)
+    })
+  }
+  await Promise.all(
+    names.map((hop) =>
+      t.test(`settles: ${hop}`, async () => {
+        const { page, close, all, settled, after, latency, own } = await live(hop)
+        Object.assign(found[hop], { settled, after, latency, own })
+        assert.equal(all.doubled, 0, 'a change was told twice')
+        assert.equal(all.empty, 0, 'the page flashed empty')
+        assert.deepEqual(all.errors, [])
+        let rows
+        for (let tries = 0; tries < 40; tries++) {
+          const expected = await truth()
+          rows = await page.evaluate(() => Object.fromEntries(/** @type {any} */ (window).todos.rows))
+          try {
+            assert.deepEqual(rows, expected)
+            break
+          } catch (error) {
+            if (tries === 39) throw error
+            await page.waitForTimeout(500)
+          }
+        }
+        t.diagnostic(`${hop}: ${JSON.stringify(all.statuses)}`)
+        await close()
+      }),
+    ),
+  )
+  const lines = names.map((hop) => {
+    const { first, settled, after, latency, own } = found[hop]
+    const cells = [`${median(first)} (${Math.max(...first)})`, settled, (after / 1000).toFixed(1), median(latency), own]
+    return `| ${hop} | ${what[hop]} | ${cells.join(' | ')} |`
+  })
+  for (const line of lines) t.diagnostic(line)
+  if (TABLE) {
+    const head = [
+      '| hop | what it does | first rows, ms: median (worst) | settles on | after, s | a change of others, ms | an own write, ms |',
+      '|---|---|---|---|---|---|---|',
+    ]
+    await writeFile(TABLE, `${[...head, ...lines].join('\n')}\n`)
+  }
+})

@@ -1,0 +1,199 @@
+/** @typedef {import('./rows.js').Rows} Rows */
+
+/** Changes are written together, so many ms after the first of them. */
+const PAUSE = 200
+
+/**
+ * Rows, cursors and unsent writes in IndexedDB. A collection's rows and its cursor change in one transaction, so there
+ * is never a cursor without its rows. Whoever leads writes rows; writes are kept by the tab that made them, and adopted
+ * by another when that one is gone.
+ * @param {import('./client.js').Host} host
+ * @returns {import('./client.js').Store | undefined}
+ */
+export function createStore(host) {
+  const { options, clock, token, member } = host
+  const { indexedDB, navigator } = globalThis
+  if (!options.persist || !indexedDB) return
+
+  /** What differs from what is on disk: keys, or undefined for perhaps all of it. @type {Map<string, Set<string> | undefined>} */
+  const dirty = new Map()
+  /** The cursors as we last wrote or read them. @type {Map<string, string | undefined>} */
+  const saved = new Map()
+  let undo = () => {}
+  let pending = false
+  let broken = false
+  let release = () => {}
+
+  /** @type {(name: string) => string} */
+  const lock = (name) => `tidemark writes ${name}`
+  // Held for as long as this client lives, so that nobody takes its writes for orphans.
+  navigator?.locks
+    ?.request(lock(token), () => new Promise((resolve) => (release = () => resolve(undefined))))
+    .catch(() => {})
+
+  /** @type {Promise<IDBDatabase>} */
+  const opened = host.scope().then(
+    (scope) =>
+      new Promise((resolve, reject) => {
+        const request = indexedDB.open(`tidemark ${scope}`, 1)
+        request.onupgradeneeded = () => {
+          request.result.createObjectStore('rows')
+          request.result.createObjectStore('cursors')
+          request.result.createObjectStore('writes', { autoIncrement: true })
+        }
+        request.onsuccess = () => resolve(request.result)
+        request.onerror = () => reject(request.error)
+      }),
+  )
+  // A browser that refuses, as in some private windows, costs what was to be kept, and nothing else.
+  opened.catch(fail)
+
+  /** @param {unknown} error */
+  function fail(error) {
+    if (!broken) host.report(error)
+    broken = true
+  }
+
+  /**
+   * One transaction; resolves with what act gave once it is on disk.
+   * @template T
+   * @param {IDBTransactionMode} mode
+   * @param {string[]} names
+   * @param {(...stores: IDBObjectStore[]) => T} act
+   * @returns {Promise<T>}
+   */
+  const transact = async (mode, names, act) => {
+    const transaction = (await opened).transaction(names, mode)
+    const result = act(...names.map((name) => transaction.objectStore(name)))
+    await new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve
+      transaction.onabort = () => reject(transaction.error)
+    })
+    return result
+  }
+
+  /** All rows of a collection. @param {string} name */
+  const range = (name) => IDBKeyRange.bound([name], [name, []])
+
+  /** @param {string} name */
+  const save = (name) =>
+    transact('readwrite', ['rows', 'cursors'], (rows, cursors) => {
+      const found = cursors.get(name)
+      found.onsuccess = () => {
+        const { table, staged, cursor } = member(name).rows
+        // In the middle of a reset what is on disk is better.
+        if (staged || !cursor || !dirty.has(name)) return
+        const before = found.result
+        if (before?.epoch === table.epoch && before.cursor > table.cursor) return
+        const keys = before && saved.get(name) === `${before.epoch}-${before.cursor}` ? dirty.get(name) : undefined
+        if (!keys) rows.delete(range(name))
+        for (const key of keys ?? table.rows.keys()) {
+          const row = table.rows.get(key)
+          if (row) rows.put({ ...row, key }, [name, key])
+          else rows.delete([name, key])
+        }
+        cursors.put({ epoch: table.epoch, cursor: table.cursor }, name)
+        saved.set(name, cursor)
+        dirty.delete(name)
+      }
+    })
+
+  const flush = async () => {
+    undo()
+    pending = false
+    try {
+      if (!broken) await Promise.all([...dirty.keys()].map(save))
+    } catch (error) {
+      saved.clear()
+      fail(error)
+    }
+  }
+
+  return {
+    async load(name, rows) {
+      if (broken || rows.table.epoch || saved.has(name)) return
+      saved.set(name, undefined)
+      try {
+        /** @type {[IDBRequest, IDBRequest]} */
+        const [entries, found] = await transact('readonly', ['rows', 'cursors'], (rows, cursors) => [
+          rows.getAll(range(name)),
+          cursors.get(name),
+        ])
+        if (!found.result) return
+        const { epoch, cursor } = found.result
+        /** @type {any[]} */
+        const kept = entries.result
+        rows.load({ epoch, cursor, rows: new Map(kept.map(({ key, seq, value }) => [key, { seq, value }])) })
+        saved.set(name, rows.cursor)
+      } catch (error) {
+        fail(error)
+      }
+    },
+
+    heard(facts) {
+      for (const fact of facts) {
+        if (fact.type === 'changes') {
+          for (const { collection, key } of fact.changes) {
+            if (!dirty.has(collection)) dirty.set(collection, new Set())
+            dirty.get(collection)?.add(key)
+          }
+        } else {
+          for (const name of fact.names) {
+            if (fact.type === 'reset') dirty.set(name, undefined)
+            else if (fact.type !== 'cover' && !dirty.has(name)) dirty.set(name, new Set())
+          }
+        }
+      }
+      if (pending) return
+      pending = true
+      undo = clock.after(PAUSE, flush)
+    },
+
+    async keep(entry) {
+      if (broken) return
+      try {
+        const { place, ...rest } = entry
+        const request = await transact('readwrite', ['writes'], (writes) =>
+          writes.put({ owner: token, ...rest }, place),
+        )
+        entry.place = request.result
+      } catch (error) {
+        fail(error)
+      }
+    },
+
+    drop({ place }) {
+      if (place) transact('readwrite', ['writes'], (writes) => writes.delete(place)).catch(fail)
+    },
+
+    async adopt() {
+      /** @type {any[]} */
+      const orphans = []
+      try {
+        const held = (await navigator?.locks?.query())?.held?.map(({ name }) => name) ?? []
+        await transact('readwrite', ['writes'], (writes) => {
+          const request = writes.openCursor()
+          request.onsuccess = () => {
+            const cursor = request.result
+            if (!cursor) return
+            const { owner, ...entry } = cursor.value
+            if (owner !== token && !held.includes(lock(owner))) {
+              cursor.update({ ...entry, owner: token })
+              orphans.push({ ...entry, place: cursor.key })
+            }
+            cursor.continue()
+          }
+        })
+      } catch (error) {
+        fail(error)
+      }
+      return orphans
+    },
+
+    async close() {
+      await flush()
+      release()
+      ;(await opened.catch(() => undefined))?.close()
+    },
+  }
+}

@@ -1,0 +1,243 @@
+/** @typedef {import('./feed.js').Fact} Fact */
+/** @typedef {import('./client.js').Status} Status */
+
+/**
+ * What tabs say to each other. Each bears who says it, and to whom if not to all.
+ *
+ * - `lead`: I have the connection from now on; say what you follow.
+ * - `hello`: I follow these, and have come so far. To whoever leads.
+ * - `facts`: what the feed brought; `joins`: from here on you hear all of these collections.
+ * - `status`: how the feed is.
+ * - `ping`, `pong`: is anybody there? Also a clock for a leader in a hidden tab, whose own timers are slow.
+ * - `bye`: I follow nothing any more.
+ *
+ * @typedef {{from: string, to?: string} & (
+ *   {type: 'lead' | 'ping' | 'pong' | 'bye'}
+ *   | {type: 'hello', names: [string, string | undefined][]}
+ *   | {type: 'facts', facts: Fact[], joins: string[]}
+ *   | {type: 'status', status: Status})} Message
+ */
+
+/** How often a visible tab looks whether the leader is there, in ms. It is replaced after two of them in silence. */
+const PING = 250
+
+/**
+ * One connection for all tabs that share a scope. Who holds the Web Lock leads: it connects, and tells the others what
+ * it hears. A tab that joins gets the rows from the leader, not from the server, unless it has come as far already.
+ * When the leader closes, crashes or freezes, the next in line for the lock goes on from where its own rows are.
+ * @param {import('./client.js').Host} host
+ * @returns {import('./client.js').Tabs | undefined}
+ */
+export function createTabs(host) {
+  const { options, clock, token, followed } = host
+  const { navigator, BroadcastChannel, document } = globalThis
+  const locks = navigator?.locks
+  if (!(options.tabs ?? document) || !locks || !BroadcastChannel) return
+
+  /** @type {BroadcastChannel} */
+  let channel
+  let name = ''
+  let leading = false
+  let closed = false
+  /** Lets go of the lock, or of the place in line for it. */
+  let release = () => {}
+  /** @type {Status | undefined} */
+  let status
+  /** What the leader has told us all of. @type {Set<string>} */
+  const joined = new Set()
+  /** Who follows what, with the cursor that it had; of collections that are not whole here yet. @type {Map<string, Map<string, string | undefined>>} */
+  const peers = new Map()
+  /** What is followed for others. @type {Map<string, () => void>} */
+  const lent = new Map()
+  let heard = clock.now()
+
+  /** @param {any} message */
+  const post = (message) => channel?.postMessage({ from: token, ...message })
+
+  function hello() {
+    if (leading || !channel) return
+    for (const name of joined) if (!followed.has(name)) joined.delete(name)
+    post({ type: 'hello', names: [...followed].map(([name, { rows }]) => [name, rows.cursor]) })
+    tell()
+  }
+
+  /** What is shown is the leader's status, but live only with all that is followed here. */
+  function tell() {
+    if (leading || !status) return
+    const whole = [...followed.keys()].every((name) => joined.has(name))
+    host.show(status.state === 'live' && !whole ? { ...status, state: 'catching-up' } : status)
+  }
+
+  /** Follows what the others follow. */
+  function lend() {
+    const wanted = new Set([...peers.values()].flatMap((names) => [...names.keys()]))
+    for (const name of wanted) if (!lent.has(name)) lent.set(name, host.member(name).collection.start())
+    for (const [name, undo] of lent) {
+      if (!wanted.has(name)) {
+        lent.delete(name)
+        undo()
+      }
+    }
+  }
+
+  /** Who waits for rows that are whole by now gets them, or goes on where it is. */
+  function welcome() {
+    for (const [to, names] of peers) {
+      for (const [name, cursor] of names) {
+        const { rows } = host.member(name)
+        const { epoch, cursor: seq } = rows.table
+        if (cursor === '' || !rows.ready || rows.staged) continue
+        names.set(name, '')
+        const [of, at = 0] = cursor?.split('-') ?? []
+        /** @type {Fact[]} */
+        const facts = [{ type: 'cover', epoch, names: [name] }]
+        if (of !== epoch || +at < seq) {
+          const changes = [...rows.table.rows].map(([key, row]) => ({ collection: name, key, ...row }))
+          facts.push({ type: 'reset', epoch, names: [name] }, { type: 'changes', epoch, seq, changes })
+          facts.push({ type: 'live', epoch, names: [name], seq })
+        } else facts.push({ type: 'live', epoch, names: [name], seq: +at })
+        post({ type: 'facts', to, facts, joins: [name] })
+      }
+    }
+  }
+
+  /** @param {Message} message */
+  function take(message) {
+    const { type, from, to } = message
+    if (to && to !== token) return
+    if (leading) {
+      if (type === 'hello') {
+        const known = peers.get(from)
+        // What it hears already it need not be told again, unless it asks from further back than it should.
+        peers.set(from, new Map(message.names.map(([name, cursor]) => [name, known?.get(name) === '' ? '' : cursor])))
+        lend()
+        welcome()
+        post({ type: 'status', to: from, status: { ...host.status } })
+      } else if (type === 'bye') {
+        peers.delete(from)
+        lend()
+      } else if (type === 'ping') {
+        post({ type: 'pong', to: from })
+        host.wake()
+      } else if (type === 'lead') stop()
+      return
+    }
+    if (type === 'hello' || type === 'bye' || type === 'ping') return
+    heard = clock.now()
+    if (type === 'lead') {
+      joined.clear()
+      hello()
+    } else if (type === 'status') {
+      status = message.status
+      tell()
+    } else if (type === 'facts') {
+      for (const name of message.joins) joined.add(name)
+      host.apply(
+        message.facts.map((fact) =>
+          fact.type === 'changes'
+            ? { ...fact, changes: fact.changes.filter((c) => joined.has(c.collection)) }
+            : { ...fact, names: fact.names.filter((name) => joined.has(name)) },
+        ),
+      )
+      tell()
+    }
+  }
+
+  /** Waits for the lock, or takes it from somebody who does not answer. */
+  function queue(steal = false) {
+    release()
+    const abort = new AbortController()
+    release = () => abort.abort()
+    const held = () => {
+      if (closed || abort.signal.aborted) return
+      leading = true
+      joined.clear()
+      peers.clear()
+      host.lead(true)
+      post({ type: 'lead' })
+      return new Promise((resolve) => {
+        release = () => resolve(undefined)
+      })
+    }
+    const ended = locks.request(name, steal ? { steal } : { signal: abort.signal }, held)
+    // Rejected: it was taken from us, or we left the line.
+    ended.catch(() => {
+      if (leading && !abort.signal.aborted) stop()
+    })
+  }
+
+  /** Somebody else leads now. */
+  function stop() {
+    leading = false
+    release()
+    peers.clear()
+    lend()
+    host.lead(false)
+    queue()
+    hello()
+  }
+
+  /** The time of the last look: whoever comes late to it was not awake to hear an answer. */
+  let looked = clock.now()
+  let undo = () => {}
+  function look() {
+    const now = clock.now()
+    const late = now - looked > 2 * PING
+    looked = now
+    if (leading || late || document?.visibilityState === 'hidden') heard = now
+    else if (now - heard > 2 * PING) {
+      heard = now
+      queue(true)
+    } else post({ type: 'ping' })
+    if (!closed) undo = clock.after(PING, look)
+  }
+
+  host.scope().then(
+    (scope) => {
+      if (closed) return
+      name = `tidemark 1 ${scope}`
+      channel = new BroadcastChannel(name)
+      channel.onmessage = ({ data }) => take(data)
+      queue()
+      hello()
+      look()
+    },
+    // Without a credential there is nobody to share with; the server will say what is wrong.
+    () => host.lead(true),
+  )
+
+  return {
+    follow() {
+      hello()
+      if (leading) welcome()
+    },
+    heard(facts) {
+      if (!leading || !peers.size) return
+      post({ type: 'facts', facts, joins: [] })
+      welcome()
+    },
+    told(status) {
+      if (leading) post({ type: 'status', status })
+    },
+    page(on) {
+      if (!channel) return
+      if (on) {
+        queue()
+        hello()
+      } else {
+        post({ type: 'bye' })
+        leading = false
+        peers.clear()
+        lend()
+        release()
+      }
+    },
+    close() {
+      closed = true
+      undo()
+      post({ type: 'bye' })
+      release()
+      channel?.close()
+    },
+  }
+}
