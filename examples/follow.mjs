@@ -1,12 +1,12 @@
-// Follows a collection and prints its rows whenever they change. Node 20 has no global WebSocket, so this takes
-// Server-Sent Events; Node 22 and browsers can say transport: 'websocket'.
+// Follows a collection and prints its rows whenever they change, over whatever the network lets through: WebSocket where
+// the platform has one (Node 22), else Server-Sent Events or long poll.
 //
 //   node examples/follow.mjs [collection] [url] [tenant]
 import { createClient } from '../clientjs/src/index.js'
 
 const [collection = 'todos', url = 'http://127.0.0.1:7333', tenant = 'demo'] = process.argv.slice(2)
-const client = createClient({ url, tenant, transport: 'sse' })
-client.onStatus((status) => console.error(`${status.state} ${status.cursor ?? ''}`))
+const client = createClient({ url, tenant })
+client.onStatus((status) => console.error(`${status.state} by ${status.transport} ${status.cursor ?? ''}`))
 client.onError((error) => console.error(String(error)))
 const rows = client.collection(collection)
 rows.subscribe(({ changes }) => {

@@ -403,3 +403,26 @@ test('two people edit one row at once, and both end up with the same', async (t)
     assert.deepEqual(await rows(page), end)
   }
 })
+
+test('a worker follows and writes like a page, and leaves the tabs alone', async (t) => {
+  const { server, tab } = await setup(t)
+  const page = await tab({ tabs: false })
+  await live(page)
+  const result = page.evaluate(
+    () =>
+      new Promise((resolve) => {
+        const code = `
+          import { createClient } from '${location.origin}/client.js'
+          const client = createClient({ url: '${location.origin}', tenant: 'acme' })
+          const todos = client.collection('todos')
+          todos.subscribe(({ changes }) => changes.some(({ key }) => key === 'answer') && postMessage(todos.rows.size))
+          todos.insert({ from: 'a worker' }, { key: 'question' })`
+        const url = URL.createObjectURL(new Blob([code], { type: 'text/javascript' }))
+        new Worker(url, { type: 'module' }).onmessage = ({ data }) => resolve(data)
+      }),
+  )
+  await live(page, 1)
+  await page.evaluate(() => /** @type {any} */ (window).todos.insert({ from: 'a page' }, { key: 'answer' }))
+  assert.equal(await result, 2)
+  assert.equal(Object.keys(await truth(server)).length, 2)
+})

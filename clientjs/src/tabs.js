@@ -52,7 +52,7 @@ export function createTabs(host) {
   let heard = clock.now()
 
   /** @param {any} message */
-  const post = (message) => channel?.postMessage({ from: token, ...message })
+  const post = (message) => closed || channel?.postMessage({ from: token, ...message })
 
   function hello() {
     if (leading || !channel) return
@@ -227,15 +227,16 @@ export function createTabs(host) {
       } else {
         post({ type: 'bye' })
         leading = false
+        joined.clear()
         peers.clear()
         lend()
         release()
       }
     },
     close() {
-      closed = true
       undo()
       post({ type: 'bye' })
+      closed = true
       release()
       channel?.close()
     },

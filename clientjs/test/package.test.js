@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
@@ -57,3 +58,15 @@ test('whoever installs the package gets it from the registry, and nothing with i
     assert.equal(resolved, undefined, name)
   }
 })
+
+for (const tool of [
+  ['publint', '--strict'],
+  ['attw', '--pack', '.', '--profile', 'esm-only', '--format', 'ascii'],
+]) {
+  test(`the package and its types are found by whoever imports ES modules, says ${tool[0]}`, {
+    timeout: 60_000,
+  }, () => {
+    const { status, stdout, stderr } = spawnSync('npx', ['--no-install', ...tool], { cwd: root, encoding: 'utf8' })
+    assert.equal(status, 0, `${stdout}\n${stderr}`)
+  })
+}

@@ -7,8 +7,9 @@ const remember = (key, value) => { try { localStorage.setItem(key, value) } catc
 const recall = key => { try { return localStorage.getItem(key) } catch { return null } }
 
 const chosen = new URLSearchParams(location.search).get('transport') ?? recall('tidemark-demo-transport')
-const transport = ['websocket', 'sse', 'poll'].includes(chosen) ? chosen : 'websocket'
-const client = createClient({ url: '/', tenant: 'demo', transport })
+let transport = ['auto', 'websocket', 'sse', 'poll'].includes(chosen) ? chosen : 'auto'
+// A connection for each window, where others would share one: so that each can be on a transport of its own.
+const client = createClient({ url: '/', tenant: 'demo', transport, tabs: false })
 const todos = client.collection('todos')
 
 // Who am I: a name for this tab, so that two windows are two people.
@@ -79,21 +80,27 @@ todos.subscribe(({ changes }) => {
     if (!first && items.has(key)) flash(items.get(key).li)
     newest.unshift({ op, key, value, seq, fresh: !first })
   }
-  newest.sort((a, b) => (b.seq ?? 0) - (a.seq ?? 0))
-  newest.length = Math.min(newest.length, 8)
   first = false
+  list()
+  count()
+})
+
+function list() {
+  // An own change has no sequence until the server has confirmed it.
+  for (const change of newest) change.seq ||= todos.seq(change.key)
+  newest.sort((a, b) => (b.seq || Infinity) - (a.seq || Infinity) || 0)
+  newest.length = Math.min(newest.length, 8)
   $('changes').replaceChildren(...newest.map(change => {
     const li = document.createElement('li')
     const cell = (text, name) => li.append(Object.assign(document.createElement('span'), { textContent: text, className: name }))
-    cell(change.seq ?? '', 'seq')
+    cell(change.seq || '…', 'seq')
     cell(change.op, `op ${change.op}`)
     cell(change.value ? `${change.value.title ?? change.key}${change.value.by ? ` · ${change.value.by}` : ''}` : change.key, 'what')
     if (change.fresh) li.classList.add('flash')
     change.fresh = false
     return li
   }))
-  count()
-})
+}
 
 function count() {
   const rows = [...todos.rows.values()]
@@ -123,22 +130,28 @@ function say(text) {
 client.onError(error => say(error.detail ?? String(error)))
 
 // The state of the feed.
-const words = { connecting: 'connecting', 'catching-up': 'catching up', live: 'live', offline: 'offline', closed: 'closed' }
+const words = { connecting: 'connecting', 'catching-up': 'catching up', live: 'live', offline: 'offline', denied: 'denied' }
 function state() {
-  const { state, transport, reason } = client.status
+  const { state, transport: carrier, reason, why } = client.status
+  const name = document.querySelector(`[value=${carrier}] + span`).textContent
   $('dot').className = `dot ${state}`
   $('state').textContent = words[state] ?? state
-  $('reason').textContent = state === 'live' ? `by ${document.querySelector(`[value=${transport}] + span`).textContent}` : reason ?? ''
+  $('reason').textContent = state === 'live' ? `by ${name}` : reason ?? ''
+  $('carrier').textContent = why ? `${name} (${why})` : name
   document.querySelector(`[name=transport][value=${transport}]`).checked = true
   count()
 }
 client.onStatus(state)
 state()
-setInterval(() => { $('cursor').textContent = client.cursor('todos') ?? '–' }, 200)
+setInterval(() => {
+  $('cursor').textContent = client.cursor('todos') ?? '–'
+  if (newest.some(change => !change.seq)) list()
+}, 200)
 
 $('transports').onchange = event => {
-  remember('tidemark-demo-transport', event.target.value)
-  client.setTransport(event.target.value)
+  transport = event.target.value
+  remember('tidemark-demo-transport', transport)
+  client.setTransport(transport)
 }
 
 $('curl').textContent = `curl '${location.origin}/v1/demo/rows/todos' -d '{"title":"milk","done":false}'`
