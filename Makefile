@@ -84,6 +84,24 @@ WATCH ?= 150
 networks: build $(HOSTILE) $(NODE_READY) ## the client behind every bad network, for long; writes docs/networks.md
 	RUNS=$(RUNS) WATCH=$(WATCH) TABLE=$(abspath docs/networks.md) node --test clientjs/browser/networks.test.js
 
+# nginx, haproxy and what they are tested with come from Debian's packages, as Chromium above.
+.PHONY: proxies
+proxies: build $(NODE_READY) ## the client behind real nginx and haproxy; writes its table into docs/proxies.md
+	@export PATH="$$PATH:/usr/sbin"; \
+	missing() { for command in nginx haproxy openssl chromium; do command -v $$command >/dev/null || echo $$command; done; }; \
+	if [ -n "$$(missing)" ] && command -v apt-get >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then root=; else root='sudo -n'; fi; \
+		echo "installing from Debian's packages:" $$(missing); \
+		$$root sh clientjs/proxies/install.sh $$(missing) || true; \
+	fi; \
+	if [ -z "$$(missing)" ]; then \
+		TABLE=$(abspath docs/proxies.md) node --test clientjs/proxies/*.test.js; \
+	elif [ "$${CI:-}" = true ]; then \
+		echo "FAILED: CI never skips the proxies, and these are missing and could not be installed:" $$(missing) >&2; exit 1; \
+	else \
+		echo "***** SKIPPED: THE PROXIES, because these are missing and could not be installed:" $$(missing) "*****" >&2; \
+	fi
+
 .PHONY: chaos
 chaos: build ## kill, cut and restart for long (ROUNDS=50)
 	TIDEMARK_ROUNDS=$(ROUNDS) go test -race -count=1 -timeout 60m -run 'Kill|MainJob' -v ./broker ./cmd/tidemark

@@ -167,10 +167,10 @@ export function createCore(options, { createTabs, createStore } = {}) {
   let renewed = false
   /** Whether the network loses the query of a url, so that it goes as part of the path. */
   let bare = ''
-  let protocol = ''
   let leading = !createTabs
   /** Answers from the past may be taken from a cache once, but not by whoever was further already. */
   let lived = false
+  let noticed = false
 
   let state = initial([], false, heartbeat, clock.now())
   /** @type {Status} */
@@ -291,18 +291,14 @@ export function createCore(options, { createTabs, createStore } = {}) {
     act({ type: 'network', net })
   }
 
-  /** Which HTTP it was decides which stream is tried first, once. @param {string} url */
-  function notice(url) {
-    if (protocol) return
-    protocol = /** @type {any} */ (performance.getEntriesByName?.(url)[0])?.nextHopProtocol || '-'
-    state = { ...state, order: order() }
-  }
-
   /** A WebSocket costs no connection of the six that HTTP/1.1 has for a page; HTTP/2 has as many as one likes. */
   function order() {
     const { transport = 'auto' } = options
+    /** @type {any[]} */
+    const entries = performance.getEntries?.() ?? []
+    const { nextHopProtocol } = entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol) ?? {}
     /** @type {Stream[]} */
-    const streams = /^h[23]/.test(protocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
+    const streams = /^h[23]/.test(nextHopProtocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
     return streams.filter((s) => (transport === 'auto' ? s === 'sse' || WebSocket : s === transport))
   }
 
@@ -378,9 +374,13 @@ export function createCore(options, { createTabs, createStore } = {}) {
     const stream = openStream(request, url, !poll, lines)
     link.connection = stream
     const done = stream.done.then(
-      heard(() => {
-        if (poll) notice(url)
-        act({ type: 'answered', poll, last: link.last })
+      heard(async () => {
+        // Browsers note a moment later which HTTP it was.
+        const page = performance.getEntriesByType?.('navigation').length
+        if (poll && !noticed && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
+        noticed = true
+        if (poll) state = { ...state, order: order() }
+        heard(act)({ type: 'answered', poll, last: link.last })
       }),
       lost,
     )

@@ -108,7 +108,7 @@ export const LIMIT = 3000
 const YOUNG = 10e3
 const DEATHS = 3
 /** After a young death this many seconds of silence are enough, so that the next death is seen sooner. */
-const CAREFUL = 5
+const CAREFUL = 4
 /** Live for so long and all is well again. */
 const STEADY = 5000
 /** An answer with nothing new that comes sooner was not held: asking again at once would make a hot loop. */
