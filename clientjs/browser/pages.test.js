@@ -142,11 +142,13 @@ for (const end of /** @type {const} */ (['closes', 'crashes', 'freezes', 'hangs'
     await insert(others[0], 'before')
     for (const page of others) await live(page, 1)
     assert.equal(await leader([...others, first]), first)
-    const session = await context.newCDPSession(first)
+    const page = (/** @type {string} */ event) =>
+      first.evaluate((event) => document.dispatchEvent(new Event(event)), event)
     const begun = Date.now()
     if (end === 'closes') await first.close()
-    else if (end === 'crashes') session.send('Page.crash').catch(() => {})
-    else if (end === 'freezes') await session.send('Page.setWebLifecycleState', { state: 'frozen' })
+    else if (end === 'crashes') (await context.newCDPSession(first)).send('Page.crash').catch(() => {})
+    else if (end === 'freezes')
+      await page('freeze') // Chromium's own command tells the page nothing
     else {
       // Its scripts do nothing any more, while its connection is open and its lock is held.
       first
@@ -170,7 +172,7 @@ for (const end of /** @type {const} */ (['closes', 'crashes', 'freezes', 'hangs'
       const { empty, doubled, errors } = await seen(page)
       assert.deepEqual({ empty, doubled, errors }, { empty: 0, doubled: 0, errors: [] })
     }
-    if (end === 'freezes') await session.send('Page.setWebLifecycleState', { state: 'active' })
+    if (end === 'freezes') await page('resume')
     if (end === 'freezes' || end === 'hangs') {
       // It comes back as one of the others.
       await first.bringToFront()

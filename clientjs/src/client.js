@@ -90,6 +90,7 @@ import { createWriter } from './writer.js'
  * @property {() => Promise<string>} scope resolves with what tells apart those who must not share
  * @property {(facts: Fact[]) => void} apply takes what another tab has heard
  * @property {(lead: boolean) => void} lead whether this client connects itself
+ * @property {() => Promise<void>} adopt
  * @property {() => void} wake looks whether anything is due
  * @property {Status} status
  * @property {(status: Status) => void} show the status of whoever leads
@@ -500,14 +501,18 @@ export function createCore(options, { createTabs, createStore } = {}) {
       // What was kept comes first, so that the server is asked for no more than what is new.
       for (const [name, { rows }] of followed) await store?.load(name, rows)
       scheduled = false
-      tabs?.follow()
       want()
+      tabs?.follow()
     })
   }
 
   function want() {
     if (!leading) return
-    for (const { feed } of Object.values(links)) for (const name of minus(feed.asked, followed)) feed.asked.delete(name)
+    for (const { feed, poll } of Object.values(links)) {
+      const left = minus(feed.asked, followed)
+      for (const name of left) feed.asked.delete(name)
+      if (left.length && !poll) send('unsubscribe', JSON.stringify({ collections: left }))
+    }
     const { stream, poll } = links
     const told = !!(stream?.connection?.send && state.stage === 2)
     // A WebSocket that is not open yet will be told of everything once it is.
@@ -537,6 +542,11 @@ export function createCore(options, { createTabs, createStore } = {}) {
   let store
   /** @type {Tabs | undefined} */
   let tabs
+
+  /** What is shown before its answer. @type {Set<Write[]>} */
+  const shown = new Set()
+  /** Settles when the writes of those that are gone are in line. @type {Promise<void> | undefined} */
+  let past
 
   const writer = createWriter({
     clock,
@@ -579,15 +589,20 @@ export function createCore(options, { createTabs, createStore } = {}) {
    */
   async function send1(entry, optimistic) {
     const { changes, atomic } = entry
-    if (optimistic) guess(changes, true)
+    if (optimistic) {
+      shown.add(changes)
+      guess(changes, true)
+    }
     try {
       settle()
+      await past
       const answer = await writer.send(entry)
       if (atomic && refusal(answer)) throw problem(answer, 409)
       confirm(answer.cursor, changes, answer.results, find)
       return answer.results
     } finally {
       // In one go with the answer, so that nothing flickers.
+      shown.delete(changes)
       guess(changes, false)
       settle()
     }
@@ -637,8 +652,9 @@ export function createCore(options, { createTabs, createStore } = {}) {
     signal?.removeEventListener('abort', close)
     listen('removeEventListener')
     writer.close()
-    act({ type: 'close' })
     tabs?.close()
+    leading = true
+    act({ type: 'close' })
     await Promise.all([...reading, store?.close()])
   }
 
@@ -654,7 +670,15 @@ export function createCore(options, { createTabs, createStore } = {}) {
       return status
     },
     async scope() {
-      return JSON.stringify([`${base}`, options.user ?? '', who(await bearer())])
+      for (;;) {
+        try {
+          return JSON.stringify([`${base}`, options.user ?? '', who(await bearer())])
+        } catch (error) {
+          // Without a network there may be no credential yet.
+          if (state.phase === 'closed') throw error
+          await new Promise((resolve) => clock.after(1000, () => resolve(0)))
+        }
+      }
     },
     apply(facts) {
       for (const fact of facts) fold(fact, find)
@@ -665,8 +689,12 @@ export function createCore(options, { createTabs, createStore } = {}) {
       if (on) refollow()
       else act({ type: 'want', wanted: false, changed: false, told: false })
     },
+    adopt,
     wake: () => act({ type: 'wake' }),
-    show,
+    show(status) {
+      show(status)
+      writer.run()
+    },
     report: (error) => report(known(error)),
   }
   store = createStore?.(host)
@@ -676,11 +704,17 @@ export function createCore(options, { createTabs, createStore } = {}) {
   listen('addEventListener')
   signal?.addEventListener('abort', close)
   if (signal?.aborted) close()
-  adopt()
+  else past = store && adopt()
 
   /** Writes of tabs that are gone go on as ours. */
   async function adopt() {
-    for (const entry of (await store?.adopt()) ?? []) send1(entry, true).catch(report)
+    if (state.phase === 'closed') return
+    const entries = (await store?.adopt()) ?? []
+    const newer = past ? [...shown] : []
+    past = undefined
+    for (const changes of newer) guess(changes, false)
+    for (const entry of entries) send1(entry, true).catch(report)
+    for (const changes of newer) guess(changes, true)
   }
 
   function use({ transport = 'auto' } = options) {
@@ -700,8 +734,15 @@ export function createCore(options, { createTabs, createStore } = {}) {
           if (on && !followed.has(name) && followed.size >= MOST) {
             throw new TidemarkError('too-many', `more than ${MOST} collections`)
           }
+          const fresh = on && !followed.has(name)
           if (on) followed.set(name, member)
           else followed.delete(name)
+          if (fresh)
+            for (const changes of shown)
+              guess(
+                changes.filter((c) => c.collection === name),
+                true,
+              )
           refollow()
         },
         write,

@@ -321,4 +321,4 @@ export const same = (a, b) =>
   (a instanceof Object &&
     b instanceof Object &&
     Array.isArray(a) === Array.isArray(b) &&
-    Object.keys({ ...a, ...b }).every((key) => same(a[key], b[key])))
+    Object.keys({ ...a, ...b }).every((key) => Object.hasOwn(a, key) && Object.hasOwn(b, key) && same(a[key], b[key])))

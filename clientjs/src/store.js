@@ -2,6 +2,8 @@
 
 /** Changes are written together, so many ms after the first of them. */
 const PAUSE = 200
+/** A database that does not open in so many ms is none. */
+const PATIENCE = 2000
 
 /**
  * Rows, cursors and unsent writes in IndexedDB. A collection's rows and its cursor change in one transaction, so there
@@ -22,14 +24,14 @@ export function createStore(host) {
   let undo = () => {}
   let pending = false
   let broken = false
+  /** @type {(value?: unknown) => void} */
   let release = () => {}
+  const alive = new Promise((resolve) => (release = resolve))
 
   /** @type {(name: string) => string} */
   const lock = (name) => `tidemark writes ${name}`
   // Held for as long as this client lives, so that nobody takes its writes for orphans.
-  navigator?.locks
-    ?.request(lock(token), () => new Promise((resolve) => (release = () => resolve(undefined))))
-    .catch(() => {})
+  navigator?.locks?.request(lock(token), () => alive).catch(() => {})
 
   /** @type {Promise<IDBDatabase>} */
   const opened = host.scope().then(
@@ -41,7 +43,13 @@ export function createStore(host) {
           request.result.createObjectStore('cursors')
           request.result.createObjectStore('writes', { autoIncrement: true })
         }
-        request.onsuccess = () => resolve(request.result)
+        request.onsuccess = () => {
+          const db = request.result
+          db.onversionchange = () => db.close()
+          resolve(db)
+        }
+        const undo = clock.after(PATIENCE, () => reject('IndexedDB does not answer'))
+        opened.catch(() => {}).finally(undo)
         request.onerror = () => reject(request.error)
       }),
   )
@@ -80,9 +88,9 @@ export function createStore(host) {
     transact('readwrite', ['rows', 'cursors'], (rows, cursors) => {
       const found = cursors.get(name)
       found.onsuccess = () => {
-        const { table, staged, cursor } = member(name).rows
+        const { table, staged, cursor, ready } = member(name).rows
         // In the middle of a reset what is on disk is better.
-        if (staged || !cursor || !dirty.has(name)) return
+        if (staged || !ready || !cursor || !dirty.has(name)) return
         const before = found.result
         if (before?.epoch === table.epoch && before.cursor > table.cursor) return
         const keys = before && saved.get(name) === `${before.epoch}-${before.cursor}` ? dirty.get(name) : undefined

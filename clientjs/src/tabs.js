@@ -12,7 +12,7 @@
  * - `bye`: I follow nothing any more.
  *
  * @typedef {{from: string, to?: string} & (
- *   {type: 'lead' | 'ping' | 'pong' | 'bye'}
+ *   {type: 'lead' | 'ping' | 'pong' | 'alone'}
  *   | {type: 'hello', names: [string, string | undefined][]}
  *   | {type: 'facts', facts: Fact[], joins: string[]}
  *   | {type: 'status', status: Status})} Message
@@ -50,6 +50,8 @@ export function createTabs(host) {
   /** What is followed for others. @type {Map<string, () => void>} */
   const lent = new Map()
   let heard = clock.now()
+  /** Nobody else is heard: who was replaced may not know it yet. */
+  let leader = ''
 
   /** @param {any} message */
   const post = (message) => closed || channel?.postMessage({ from: token, ...message })
@@ -57,7 +59,10 @@ export function createTabs(host) {
   function hello() {
     if (leading || !channel) return
     for (const name of joined) if (!followed.has(name)) joined.delete(name)
-    post({ type: 'hello', names: [...followed].map(([name, { rows }]) => [name, rows.cursor]) })
+    post({
+      type: 'hello',
+      names: [...followed].map(([name, { rows }]) => [name, rows.staged ? undefined : rows.cursor]),
+    })
     tell()
   }
 
@@ -68,9 +73,13 @@ export function createTabs(host) {
     host.show(status.state === 'live' && !whole ? { ...status, state: 'catching-up' } : status)
   }
 
+  /** Whether something was lent that may not be live here yet. */
+  let fresh = false
+
   /** Follows what the others follow. */
   function lend() {
     const wanted = new Set([...peers.values()].flatMap((names) => [...names.keys()]))
+    fresh = [...wanted].some((name) => !lent.has(name))
     for (const name of wanted) if (!lent.has(name)) lent.set(name, host.member(name).collection.start())
     for (const [name, undo] of lent) {
       if (!wanted.has(name)) {
@@ -108,23 +117,34 @@ export function createTabs(host) {
     if (leading) {
       if (type === 'hello') {
         const known = peers.get(from)
+        if (!known) locks.request(`${name} ${from}`, () => gone(from)).catch(() => {})
         // What it hears already it need not be told again, unless it asks from further back than it should.
         peers.set(from, new Map(message.names.map(([name, cursor]) => [name, known?.get(name) === '' ? '' : cursor])))
-        lend()
-        welcome()
+        try {
+          lend()
+        } catch {
+          // More than one feed may hold.
+          peers.delete(from)
+          lend()
+          return post({ type: 'alone', to: from })
+        }
+        if (!fresh) welcome()
         post({ type: 'status', to: from, status: { ...host.status } })
-      } else if (type === 'bye') {
-        peers.delete(from)
-        lend()
       } else if (type === 'ping') {
         post({ type: 'pong', to: from })
         host.wake()
-      } else if (type === 'lead') stop()
+      } else if (type === 'lead') {
+        leader = from
+        stop()
+      }
       return
     }
-    if (type === 'hello' || type === 'bye' || type === 'ping') return
+    if (type === 'hello' || type === 'ping') return
+    if (type === 'lead' || !leader) leader = from
+    if (from !== leader) return
     heard = clock.now()
-    if (type === 'lead') {
+    if (type === 'alone') alone()
+    else if (type === 'lead') {
       joined.clear()
       hello()
     } else if (type === 'status') {
@@ -151,6 +171,7 @@ export function createTabs(host) {
     const held = () => {
       if (closed || abort.signal.aborted) return
       leading = true
+      leader = ''
       joined.clear()
       peers.clear()
       host.lead(true)
@@ -161,9 +182,45 @@ export function createTabs(host) {
     }
     const ended = locks.request(name, steal ? { steal } : { signal: abort.signal }, held)
     // Rejected: it was taken from us, or we left the line.
-    ended.catch(() => {
-      if (leading && !abort.signal.aborted) stop()
+    ended.catch(({ name }) => {
+      if (abort.signal.aborted) return
+      if (leading) stop()
+      else if (name !== 'AbortError') alone()
     })
+  }
+
+  /** Lets go of the lock that says that we are there. */
+  let leave = () => {}
+  const join = () => {
+    const until = new Promise((resolve) => (leave = () => resolve(undefined)))
+    const there = () => {
+      hello()
+      return until
+    }
+    locks.request(`${name} ${token}`, there).catch(() => {})
+    queue()
+  }
+
+  /** It left, or crashed. @param {string} peer */
+  function gone(peer) {
+    if (peers.delete(peer)) lend()
+    if (!closed) clock.after(1000, host.adopt)
+  }
+
+  /** Goes on without the others. */
+  function alone() {
+    close()
+    status = undefined
+    host.lead(true)
+  }
+
+  function close() {
+    undo()
+    closed = true
+    leave()
+    leading = false
+    release()
+    channel?.close()
   }
 
   /** Somebody else leads now. */
@@ -198,8 +255,7 @@ export function createTabs(host) {
       name = `tidemark 1 ${scope}`
       channel = new BroadcastChannel(name)
       channel.onmessage = ({ data }) => take(data)
-      queue()
-      hello()
+      join()
       look()
     },
     // Without a credential there is nobody to share with; the server will say what is wrong.
@@ -220,12 +276,11 @@ export function createTabs(host) {
       if (leading) post({ type: 'status', status })
     },
     page(on) {
-      if (!channel) return
-      if (on) {
-        queue()
-        hello()
-      } else {
-        post({ type: 'bye' })
+      if (!channel || closed) return
+      if (on) join()
+      else {
+        leave()
+        if (leading) host.lead(false)
         leading = false
         joined.clear()
         peers.clear()
@@ -233,12 +288,6 @@ export function createTabs(host) {
         release()
       }
     },
-    close() {
-      undo()
-      post({ type: 'bye' })
-      closed = true
-      release()
-      channel?.close()
-    },
+    close,
   }
 }

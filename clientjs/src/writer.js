@@ -116,7 +116,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         }
       }
       try {
-        if (clock.now() - (entry.at ?? Infinity) > WINDOW) {
+        if (sent.some((one) => clock.now() - (one.entry.at ?? Infinity) > WINDOW)) {
           throw new TidemarkError('unknown', 'sent more than an hour ago, and nobody knows whether it took effect')
         }
         for (const one of sent) {
