@@ -3,7 +3,7 @@ import { createCollection } from './collection.js'
 import { known, problem, refusal, TidemarkError } from './errors.js'
 import { confirm, createFeed, fold } from './feed.js'
 import { createListeners } from './listeners.js'
-import { due, initial, quiet, step } from './machine.js'
+import { CAREFUL, due, initial, quiet, step } from './machine.js'
 import { minus } from './rows.js'
 import { openStream } from './stream.js'
 import { openSocket } from './websocket.js'
@@ -119,6 +119,8 @@ const MOST = 256
 const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
 /** A write without an answer for so long, in ms, may be waiting for the connection that the feed holds. */
 const STUCK = 3000
+/** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
+const DEAF = 10e3
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
@@ -346,7 +348,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     const lines = heard((/** @type {string[]} */ lines) => receive(link, lines))
 
     /** @type {any} */
-    const query = { transport, heartbeat: quiet(state, heartbeat, 3) }
+    const query = { transport, heartbeat: quiet(state, state.deaths ? CAREFUL : heartbeat, 3) }
     if (transport === 'websocket') {
       const socket = async () => {
         if (getToken) query.ticket = (await (await request(`${base}tickets`, { method: 'POST' })).json()).ticket
@@ -553,19 +555,21 @@ export function createCore(options, { createTabs, createStore } = {}) {
     keep: (entry) => store?.keep(entry),
     ready: () => !followed.size || /catching-up|live/.test(status.state),
     transmit(body, first, signal) {
-      const undo = clock.after(STUCK, () => act({ type: 'stuck' }))
       // A second try goes by POST: a connection that died of the first would die of it again.
-      const answer =
-        first && links.stream?.connection?.send && state.stage === 2
-          ? new Promise((resolve) => {
-              replies.set(send('write', body), resolve)
-            })
-          : request(`${base}changes`, {
-              method: 'POST',
-              headers: { 'content-type': 'application/json' },
-              body,
-              signal,
-            }).then((response) => response.json())
+      const socket = first && links.stream?.connection?.send && state.stage === 2
+      const undo = clock.after(socket ? DEAF : STUCK, () =>
+        act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' }),
+      )
+      const answer = socket
+        ? new Promise((resolve) => {
+            replies.set(send('write', body), resolve)
+          })
+        : request(`${base}changes`, {
+            method: 'POST',
+            headers: { 'content-type': 'application/json' },
+            body,
+            signal,
+          }).then((response) => response.json())
       return answer.finally(undo)
     },
     drop: (entry) => store?.drop(entry),

@@ -108,7 +108,7 @@ export const LIMIT = 3000
 const YOUNG = 10e3
 const DEATHS = 3
 /** After a young death this many seconds of silence are enough, so that the next death is seen sooner. */
-const CAREFUL = 4
+export const CAREFUL = 4
 /** Live for so long and all is well again. */
 const STEADY = 5000
 /** An answer with nothing new that comes sooner was not held: asking again at once would make a hot loop. */
@@ -160,13 +160,12 @@ export const due = ({ dueStream, duePoll, dueCarry, dueProbe, dueBack }) =>
   Math.min(dueStream, duePoll, dueCarry, dueProbe, dueBack)
 
 /**
- * What a request asks for: shorter silences where long ones are cut, or were not heard.
+ * What a request asks for: shorter silences where long ones are cut.
  * @param {State} state
  * @param {number} most s
  * @param {number} least s
  */
-export const quiet = ({ net, deaths }, most, least) =>
-  Math.max(least, Math.min(most, net.quiet || most, deaths ? CAREFUL : most))
+export const quiet = ({ net }, most, least) => Math.max(least, Math.min(most, net.quiet || most))
 
 /**
  * Full jitter: anywhere between nothing and a limit that doubles from 0.5 to 30 s.
@@ -360,8 +359,12 @@ export function step(state, event, whole, now, random) {
       return lose(reason)
     }
     dropStream()
-    // A poll carries from here on, and says whether the server is there at all. If so, this way is no way.
-    if (phase === 'live' && whole) probe()
+    // A poll carries from here on, and says whether the server is there at all. If so, this way is no way; but one that
+    // was good here may only be slow, as when everybody comes back to a server at once.
+    if (state.net.good === stream && state.deaths < DEATHS - 1) {
+      next.deaths++
+      next.tried = []
+    } else if (phase === 'live' && whole) probe()
     if (next.wait === undefined) carry()
   }
 
@@ -404,9 +407,10 @@ export function step(state, event, whole, now, random) {
   } else if (type === 'stuck') {
     if (proven && state.stream === 'sse') connect()
     else if (state.wait) {
-      // The write is in line before the next poll.
+      // The write is in line before the next poll, which is not waited for any longer than this one.
       dropPoll()
       carry()
+      next.duePoll = state.duePoll
     }
   } else if (type === 'wake') {
     if (now < due(state)) {

@@ -184,7 +184,14 @@ export function createRows() {
         if (stale) own.set(key, { seq, value, brought: true })
         else own.delete(key)
       }
-      if (guesses.delete(id)) mark(key)
+      if (!guesses.has(id)) return
+      // An own write came true before its answer; those before it on this row are part of it.
+      if (stale && seq > written) own.set(key, { seq, value, brought: true })
+      mark(key)
+      for (const [other, guess] of guesses) {
+        if (guess.key === key) guesses.delete(other)
+        if (other === id) break
+      }
     },
 
     /**
@@ -195,6 +202,7 @@ export function createRows() {
      * @param {any} value undefined: removed
      */
     wrote(epoch, key, seq, value) {
+      if (begun) table.epoch ||= epoch
       // Of another log than the feed is in: the feed will come to it, or has left it. Either way it tells the truth.
       if (epoch !== table.epoch || seq <= ownSeq(key)) return
       const row = table.rows.get(key)
@@ -207,7 +215,7 @@ export function createRows() {
     },
 
     /**
-     * Shows a write before it has an answer; ungues takes it back, or makes room for the answer.
+     * Shows a write before it has an answer; unguess takes it back, or makes room for the answer.
      * @param {string} id
      * @param {Guess} guess
      */

@@ -160,7 +160,7 @@ export function createStore(host) {
     async keep(entry) {
       if (broken) return
       try {
-        const { place, ...rest } = entry
+        const { place, since, ...rest } = entry
         const request = await transact('readwrite', ['writes'], (writes) =>
           writes.put({ owner: token, ...rest }, place),
         )

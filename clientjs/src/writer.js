@@ -23,7 +23,8 @@ import { backoff } from './machine.js'
  * @property {string} client whose ids the changes bear
  * @property {boolean} atomic
  * @property {(Write & {id: string})[]} changes
- * @property {number} [at] when it was sent first, in ms since 1970
+ * @property {number} [at] when it was sent first, in ms since 1970 by the machine's clock
+ * @property {number} [since] the same by a clock that nobody sets
  * @property {any} [place] where a store keeps it
  */
 
@@ -54,7 +55,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
   let running = false
   /** So many of the next are sent alone, because one of them is refused wherever it is. */
   let alone = 0
-  /** @type {{entry: Entry, text: string, kept: unknown, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
+  /** @type {{entry: Entry, text: string, kept: unknown, lost?: boolean, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
   const queue = []
   /** @type {Set<(error: Error) => void>} */
   const stops = new Set()
@@ -84,15 +85,32 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
     })
   }
 
-  /** What goes next. */
+  const wall = clock.wall ?? clock.now
+
+  /** Since when it may have taken effect: by whichever clock says the worse. @param {Entry} entry */
+  const age = ({ at = Infinity, since = Infinity }) => Math.max(wall() - at, clock.now() - since)
+
+  /**
+   * What goes next. Two changes of one row go together only if the first can't be refused, or both are refused alike:
+   * else the first may be refused, its answer lost, and be taken the second time, after the other.
+   */
   const batch = () => {
     const [first] = queue
     let count = 0
     let length = 0
+    /** What was said of a row last. */
+    const rows = new Map()
     for (const { entry, text } of queue) {
       length += text.length
-      const single = entry.changes.length === 1 && entry.client === first.entry.client && length < LENGTH
-      if (count && (!single || alone || first.entry.changes.length > 1 || count >= TOGETHER)) break
+      const { changes, client } = entry
+      const { collection, key, op, if: condition } = changes[0]
+      const row = `${collection} ${key}`
+      const kind = condition !== undefined || op === 'insert' ? 'once' : op === 'modify' ? op : 'sure'
+      const before = rows.get(row) ?? 'sure'
+      const together = before === 'sure' || (before === 'modify' && kind === 'modify')
+      const fits = !changes[1] && together && client === first.entry.client && length < LENGTH
+      if (count && (!fits || alone || first.entry.changes[1] || count >= TOGETHER)) break
+      rows.set(row, kind)
       count++
     }
     return queue.slice(0, count)
@@ -116,12 +134,13 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         }
       }
       try {
-        if (sent.some((one) => clock.now() - (one.entry.at ?? Infinity) > WINDOW)) {
+        if (sent.some((one) => age(one.entry) > WINDOW)) {
           throw new TidemarkError('unknown', 'sent more than an hour ago, and nobody knows whether it took effect')
         }
         for (const one of sent) {
+          one.entry.since ??= clock.now()
           if (one.entry.at) continue
-          one.entry.at = clock.now()
+          one.entry.at = wall()
           one.kept = Promise.resolve(one.kept).then(() => keep?.(one.entry))
         }
         await Promise.all(sent.map(({ kept }) => kept))
@@ -136,8 +155,12 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         const error = known(cause)
         if (closed) break
         if (error.retry !== null) {
+          for (const one of sent) one.lost = true
           await within(error.retry + backoff(attempt - 1, clock.random())).catch(() => {})
         } else if (sent[1]) alone = sent.length
+        // What was not let in now may have got in before.
+        else if (entry.at && sent[0].lost)
+          done(({ reject }) => reject(new TidemarkError('unknown', error.detail, error)))
         else done(({ reject }) => reject(error))
       }
     }
@@ -155,7 +178,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
       if (closed) return Promise.reject(over())
       return new Promise((resolve, reject) => {
         // Safe from the start, because it may be long until there is a network.
-        if (ready() && !queue.length) entry.at ??= clock.now()
+        if (ready() && !queue.length) entry.at ??= wall()
         queue.push({ entry, text: JSON.stringify(entry.changes).slice(1, -1), kept: keep?.(entry), resolve, reject })
         run()
       })

@@ -291,9 +291,9 @@ const TABLE = {
     'stream heard tick': 'catching-up stream in 37500 proven',
     'stream heard a reset': 'catching-up open',
     'stream heard live': 'live open',
-    'stream ended': '[no stream, poll 0] poll in 10000',
-    'stream lost': '[no stream, poll 0] poll in 10000',
-    'stream refused': '[no stream, poll 0] poll in 10000',
+    'stream ended': '[no stream, poll 0] poll in 10000 deaths 1',
+    'stream lost': '[no stream, poll 0] poll in 10000 deaths 1',
+    'stream refused': '[no stream, poll 0] poll in 10000 deaths 1',
     'stream said: drained': 'offline (draining) [no stream] back in 4000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
@@ -406,7 +406,7 @@ const TABLE = {
     look: '=',
     'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no stream, no poll] back in 30000',
-    stuck: '[no poll, poll 25] poll in 35000',
+    stuck: '[no poll, poll 25]',
     wake: '=',
     close: 'closed (closed) [no stream, no poll]',
   },
@@ -439,7 +439,7 @@ const TABLE = {
     look: '=',
     'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no stream, no poll] back in 30000',
-    stuck: '[no poll, poll 25] poll in 35000',
+    stuck: '[no poll, poll 25]',
     wake: '[no stream, sse] stream in 3000',
     close: 'closed (closed) [no stream, no poll]',
   },
@@ -464,7 +464,7 @@ const TABLE = {
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
-    stuck: '[no poll, poll 25] poll in 35000',
+    stuck: '[no poll, poll 25]',
     wake: '=',
     close: 'closed (closed) [no poll]',
   },
@@ -489,7 +489,7 @@ const TABLE = {
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
-    stuck: '[no poll, poll 25] poll in 35000',
+    stuck: '[no poll, poll 25]',
     wake: '[websocket] stream in 3000',
     close: 'closed (closed) [no poll]',
   },
@@ -514,7 +514,7 @@ const TABLE = {
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
-    stuck: '[no poll, poll 25] poll in 35000',
+    stuck: '[no poll, poll 25]',
     wake: '=',
     close: 'closed (closed) [no poll]',
   },
@@ -808,6 +808,22 @@ test('three connections in a row that die young demote a stream; a server that r
   }
   assert.equal(kill(false).stream, 'sse')
   assert.ok(!kill(true).net.bad.websocket)
+})
+
+test('a stream that was good here gets three tries before another one does', () => {
+  const m = machine({ net: { bad: {}, times: 0, good: 'websocket' } }, true)
+  m.play(EVENTS['want more'])
+  for (let i = 0; i < 2; i++) {
+    assert.equal(m.state.stream, 'websocket')
+    if (m.state.wait === undefined) m.wake()
+    m.play(EVENTS.wake, 3000)
+    assert.equal(m.state.stream, '')
+    m.play(EVENTS['poll heard live'], 5)
+    m.play(EVENTS['poll answered live'])
+    assert.deepEqual(m.state.net.bad, {})
+  }
+  m.play(EVENTS.wake, 3000)
+  assert.equal(m.state.stream, 'sse')
 })
 
 test('where silent connections are cut, less is kept silent', () => {
