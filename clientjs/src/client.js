@@ -545,46 +545,60 @@ export function createCore(options, { createTabs, createStore } = {}) {
   /** @type {Tabs | undefined} */
   let tabs
 
-  /** What is shown before its answer. @type {Set<Write[]>} */
+  /** What shows before its answer; and what would if it were followed. @type {Set<Write>} */
   const shown = new Set()
+  /** @type {Set<Write>} */
+  const hidden = new Set()
   /** Settles when the writes of those that are gone are in line. @type {Promise<void> | undefined} */
   let past
+
+  /** Whether the last try of a write was. */
+  let oversocket = false
 
   const writer = createWriter({
     clock,
     keep: (entry) => store?.keep(entry),
     ready: () => !followed.size || /catching-up|live/.test(status.state),
     transmit(body, first, signal) {
-      // A second try goes by POST: a connection that died of the first would die of it again.
-      const socket = first && links.stream?.connection?.send && state.stage === 2
-      const undo = clock.after(socket ? DEAF : STUCK, () =>
-        act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' }),
-      )
-      const answer = socket
-        ? new Promise((resolve) => {
-            replies.set(send('write', body), resolve)
-          })
-        : request(`${base}changes`, {
-            method: 'POST',
-            headers: { 'content-type': 'application/json' },
-            body,
-            signal,
-          }).then((response) => response.json())
-      return answer.finally(undo)
+      const open = () => links.stream?.connection?.send && state.stage === 2
+      // What was lost on a WebSocket goes on by POST: the next one would die of it again.
+      const socket = (first || !oversocket) && open()
+      oversocket = !!socket
+      return new Promise((resolve, reject) => {
+        const undo = clock.after(socket ? DEAF : STUCK, () => {
+          act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' })
+          // It may wait for the connection that the WebSocket has.
+          if (open()) reject('stuck')
+        })
+        const answer = socket
+          ? new Promise((resolve) => {
+              replies.set(send('write', body), resolve)
+            })
+          : request(`${base}changes`, {
+              method: 'POST',
+              headers: { 'content-type': 'application/json' },
+              body,
+              signal,
+            }).then((response) => response.json())
+        answer.finally(undo).then(resolve, reject)
+      })
     },
     drop: (entry) => store?.drop(entry),
   })
 
-  /**
-   * Shows writes, or takes them back.
-   * @param {Write[]} changes
-   * @param {boolean} on
-   */
-  function guess(changes, on) {
-    for (const change of changes) {
-      if (on) followed.get(change.collection)?.rows.guess(`${change.id}`, change)
-      else find(change.collection)?.unguess(`${change.id}`)
-    }
+  /** @param {Write} change */
+  function guess(change) {
+    const member = followed.get(change.collection)
+    if (member) member.rows.guess(`${change.id}`, change)
+    else hidden.add(change)
+    shown.add(change)
+  }
+
+  /** Reports whether it showed, and had not come true. @param {Write} change */
+  function unguess(change) {
+    hidden.delete(change)
+    shown.delete(change)
+    return find(change.collection)?.unguess(`${change.id}`)
   }
 
   /**
@@ -593,10 +607,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
    */
   async function send1(entry, optimistic) {
     const { changes, atomic } = entry
-    if (optimistic) {
-      shown.add(changes)
-      guess(changes, true)
-    }
+    if (optimistic) changes.forEach(guess)
     try {
       settle()
       await past
@@ -606,8 +617,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
       return answer.results
     } finally {
       // In one go with the answer, so that nothing flickers.
-      shown.delete(changes)
-      guess(changes, false)
+      changes.forEach(unguess)
       settle()
     }
   }
@@ -714,11 +724,11 @@ export function createCore(options, { createTabs, createStore } = {}) {
   async function adopt() {
     if (state.phase === 'closed') return
     const entries = (await store?.adopt()) ?? []
-    const newer = past ? [...shown] : []
+    // Those that were made here meanwhile are newer.
+    const newer = past ? [...shown].filter((change) => !hidden.has(change) && unguess(change)) : []
     past = undefined
-    for (const changes of newer) guess(changes, false)
     for (const entry of entries) send1(entry, true).catch(report)
-    for (const changes of newer) guess(changes, true)
+    newer.forEach(guess)
   }
 
   function use({ transport = 'auto' } = options) {
@@ -738,15 +748,13 @@ export function createCore(options, { createTabs, createStore } = {}) {
           if (on && !followed.has(name) && followed.size >= MOST) {
             throw new TidemarkError('too-many', `more than ${MOST} collections`)
           }
-          const fresh = on && !followed.has(name)
           if (on) followed.set(name, member)
           else followed.delete(name)
-          if (fresh)
-            for (const changes of shown)
-              guess(
-                changes.filter((c) => c.collection === name),
-                true,
-              )
+          for (const change of hidden) {
+            if (!on || change.collection !== name) continue
+            hidden.delete(change)
+            guess(change)
+          }
           refollow()
         },
         write,

@@ -407,10 +407,10 @@ export function step(state, event, whole, now, random) {
   } else if (type === 'stuck') {
     if (proven && state.stream === 'sse') connect()
     else if (state.wait) {
-      // The write is in line before the next poll, which is not waited for any longer than this one.
+      // The write is in line before the next poll, which is held for what is left of this one: silence does not last
+      // longer by it.
       dropPoll()
-      carry()
-      next.duePoll = state.duePoll
+      poll(Math.max(0, Math.round((state.duePoll - now) / 1000) - 10))
     }
   } else if (type === 'wake') {
     if (now < due(state)) {

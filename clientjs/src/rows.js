@@ -224,10 +224,11 @@ export function createRows() {
       mark(`${guess.key}`)
     },
 
-    /** @param {string} id */
+    /** Reports whether it was still to come true. @param {string} id */
     unguess(id) {
       const guess = guesses.get(id)
-      if (guess && guesses.delete(id)) mark(`${guess.key}`)
+      if (guess) mark(`${guess.key}`)
+      return guesses.delete(id)
     },
 
     /**

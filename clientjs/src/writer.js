@@ -155,10 +155,11 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         const error = known(cause)
         if (closed) break
         if (error.retry !== null) {
-          for (const one of sent) one.lost = true
+          // These two say that nothing was taken; after all else it may have been.
+          if (error.status !== 429 && error.status !== 503) for (const one of sent) one.lost = true
           await within(error.retry + backoff(attempt - 1, clock.random())).catch(() => {})
         } else if (sent[1]) alone = sent.length
-        // What was not let in now may have got in before.
+        // What was not let in now may have got in before; but what did would not be in conflict.
         else if (entry.at && sent[0].lost)
           done(({ reject }) => reject(new TidemarkError('unknown', error.detail, error)))
         else done(({ reject }) => reject(error))

@@ -33,8 +33,7 @@ function one(value) {
 }
 
 for (const member of ['constructor', 'toString', '__proto__']) {
-  const todo = member !== '__proto__' && 'the inherited member is compared'
-  test(`a member called ${member} that a row gets is a change`, { todo }, () => {
+  test(`a member called ${member} that a row gets is a change`, () => {
     const rows = one({})
     rows.put('k', 2, JSON.parse(`{"${member}":{}}`))
     rows.next(2)
@@ -42,7 +41,7 @@ for (const member of ['constructor', 'toString', '__proto__']) {
     assert.deepEqual(Object.keys(rows.values.get('k')), [member])
   })
 
-  test(`a member called ${member} that a row loses is a change`, { todo }, () => {
+  test(`a member called ${member} that a row loses is a change`, () => {
     const rows = one(JSON.parse(`{"${member}":{}}`))
     rows.put('k', 2, {})
     rows.next(2)

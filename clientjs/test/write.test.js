@@ -662,7 +662,7 @@ test('a write that waits for the connection which a held poll has is let through
   await clock.advance(2999)
   assert.equal(held.aborted, false)
   await clock.advance(1)
-  assert.deepEqual([held.aborted, wire.held, wire.poll.query.get('wait')], [true, 'poll', '25'])
+  assert.deepEqual([held.aborted, wire.held, wire.poll.query.get('wait')], [true, 'poll', '22'])
   assert.ok(wire.requests.indexOf(wire.poll) > wire.requests.indexOf(wire.post))
   await accept(wire, 11)
   await done
