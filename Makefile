@@ -78,7 +78,7 @@ bench: ## run the benchmarks
 
 # How often each page is opened for the first time, and for how many seconds it is watched.
 RUNS ?= 20
-WATCH ?= 150
+WATCH ?= 100
 
 .PHONY: networks
 networks: build $(HOSTILE) $(NODE_READY) ## the client behind every bad network, for long; writes docs/networks.md

@@ -138,14 +138,16 @@ async function live(hop) {
     let status = []
     let last = ''
     let since = Date.now()
-    while (Date.now() - begun < WATCH * 1000) {
+    // A hole is seen after two and a half heartbeats, so it takes longer to be sure there; not in a short run.
+    const slow = hop === 'black-hole' && WATCH > 60 ? 5 : 1
+    while (Date.now() - begun < slow * WATCH * 1000) {
       await write([{ op: 'put', key: `${hop}-${i++ % 20}`, value: { i } }])
       await page.waitForTimeout(500)
       status = await changed()
       const text = `${status[2]} ${status[3]?.split(' ')[0]}`
       if (text !== last) since = Date.now()
       last = text
-      if (/^live/.test(text) && Date.now() - since > STEADY * 1000) break
+      if (/^live/.test(text) && Date.now() - since > slow * STEADY * 1000) break
     }
     assert.ok(await early, `${hop}: an early write was lost`)
     /** @type {number[]} */
@@ -234,9 +236,9 @@ test('through every network rows show soon, nothing is lost or doubled, and the 
 
 Each hop of [cmd/hostile](../cmd/hostile) stands between a Tidemark server and Chromium ${browser.version()}, on ${cpus().length} cores, all on one
 machine. A page that was never there before opens ${RUNS} times and follows a collection of ${ROWS} rows; then one is watched, while
-others write twice a second, until its transport has not changed for ${STEADY} s (for ${WATCH} s at most). Nothing may be lost or
-doubled, and the page never shows no rows once it had some; the test fails otherwise, or if the first rows take more than
-3 s in the median or 6 s at worst. Made by \`make networks\` on ${day}.
+others write twice a second, until its transport has not changed for ${STEADY} s (${5 * STEADY} s in the black hole). Nothing may be
+lost or doubled, and the page never shows no rows once it had some; the test fails otherwise, or if the first rows take
+more than 3 s in the median or 6 s at worst. Made by \`make networks\` on ${day}.
 
 | hop | what it does | first rows, ms: median (worst) | settles on | after, s | a change of others, ms: median (worst) | an own write, ms |
 |---|---|---|---|---|---|---|
