@@ -66,6 +66,7 @@ for (const tool of [
   test(`the package and its types are found by whoever imports ES modules, says ${tool[0]}`, {
     timeout: 60_000,
   }, () => {
+    spawnSync('npm', ['run', 'build'], { cwd: root })
     const { status, stdout, stderr } = spawnSync('npx', ['--no-install', ...tool], { cwd: root, encoding: 'utf8' })
     assert.equal(status, 0, `${stdout}\n${stderr}`)
   })
