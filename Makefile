@@ -135,6 +135,10 @@ fuzz: ## run every fuzz target for a while (FUZZTIME=30s)
 		done; \
 	done
 
+.PHONY: fuzz-js
+fuzz-js: $(NODE_READY) ## random cases for the JavaScript client, new ones each time (RUNS=20 times as many)
+	RUNS=$(RUNS) node --test clientjs/test/feed.test.js clientjs/test/machine.test.js clientjs/test/schedules.test.js
+
 .PHONY: clean
 clean: ## remove what was built and installed here (not ./tidemark-data)
 	rm -rf bin clientjs/node_modules clientjs/types

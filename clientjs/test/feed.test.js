@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import './seed.js'
 import { TidemarkError } from '../src/errors.js'
 import { confirm, createFeed, fold } from '../src/feed.js'
 import { createRows, same } from '../src/rows.js'
@@ -724,6 +725,6 @@ test('whatever comes twice, late, in pieces, twofold or anew, a page ends up wit
       check()
       assert.deepEqual(rows.values, log.rows)
     }),
-    { numRuns: 3000 },
+    { numRuns: 3000 * Number(process.env.RUNS ?? 1) },
   )
 })

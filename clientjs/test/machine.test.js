@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import './seed.js'
 import { backoff, due, HELD, initial, quiet, step } from '../src/machine.js'
 
 /** @typedef {import('../src/machine.js').State} State */
@@ -1030,6 +1031,6 @@ test('whatever happens, in whatever order, there is always something to wait for
         }
       },
     ),
-    { numRuns: 3000 },
+    { numRuns: 3000 * Number(process.env.RUNS ?? 1) },
   )
 })

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import './seed.js'
 import { TidemarkError } from '../src/errors.js'
 import { createLines } from '../src/lines.js'
 import { openStream } from '../src/stream.js'

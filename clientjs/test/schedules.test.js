@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import './seed.js'
 import { createClient } from '../src/index.js'
 import { chance, Network, Server, Time } from './network.js'
 
