@@ -8,7 +8,7 @@ import { after, before, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { launch, startServer } from './program.js'
 
-/** How often each page is opened for the first time; more than once, and the table is written. */
+/** How often each page is opened for the first time, and where to write the table, if anywhere. */
 const RUNS = Number(process.env.RUNS ?? 1)
 const TABLE = process.env.TABLE
 /** How long a page is watched for what it settles on, in seconds, and for how long it must have stayed so. */

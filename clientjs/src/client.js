@@ -170,10 +170,12 @@ export function createCore(options, { createTabs, createStore } = {}) {
   let renewed = false
   /** Whether the network loses the query of a url, so that it goes as part of the path. */
   let bare = ''
-  let leading = !createTabs
+  let leading = true
   /** Answers from the past may be taken from a cache once, but not by whoever was further already. */
   let lived = false
+  /** Whether a browser has had time to note which HTTP it was; and which, once it has. */
   let noticed = false
+  let protocol = ''
 
   let state = initial([], false, heartbeat, clock.now())
   /** @type {Status} */
@@ -297,11 +299,14 @@ export function createCore(options, { createTabs, createStore } = {}) {
   /** A WebSocket costs no connection of the six that HTTP/1.1 has for a page; HTTP/2 has as many as one likes. */
   function order() {
     const { transport = 'auto' } = options
-    /** @type {any[]} */
-    const entries = performance.getEntries?.() ?? []
-    const { nextHopProtocol } = entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol) ?? {}
+    if (!protocol) {
+      // A page may have thousands of entries, so they are looked through until the answer is there, and not after.
+      /** @type {any[]} */
+      const entries = performance.getEntries?.() ?? []
+      protocol = entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol)?.nextHopProtocol ?? ''
+    }
     /** @type {Stream[]} */
-    const streams = /^h[23]/.test(nextHopProtocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
+    const streams = /^h[23]/.test(protocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
     return streams.filter((s) => (transport === 'auto' ? s === 'sse' || WebSocket : s === transport))
   }
 
@@ -731,7 +736,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     newer.forEach(guess)
   }
 
-  function use({ transport = 'auto' } = options) {
+  function use(transport = options.transport ?? 'auto') {
     if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket: this platform has none')
     options = { ...options, transport }
     act({ type: 'use', order: order(), fixed: transport !== 'auto' })
@@ -772,7 +777,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     },
     onStatus: statusListeners.add,
     onError: errorListeners.add,
-    setTransport: (transport) => use({ ...options, transport }),
+    setTransport: use,
     cursor: (name) => find(name)?.cursor,
     close,
   }

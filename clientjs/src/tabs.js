@@ -9,7 +9,7 @@
  * - `facts`: what the feed brought; `joins`: from here on you hear all of these collections.
  * - `status`: how the feed is.
  * - `ping`, `pong`: is anybody there? Also a clock for a leader in a hidden tab, whose own timers are slow.
- * - `bye`: I follow nothing any more.
+ * - `alone`: go on by yourself; what all of us follow is more than one feed holds.
  *
  * @typedef {{from: string, to?: string} & (
  *   {type: 'lead' | 'ping' | 'pong' | 'alone'}
