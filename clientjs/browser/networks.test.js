@@ -6,7 +6,7 @@ import { cpus } from 'node:os'
 import { createInterface } from 'node:readline'
 import { after, before, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { launch, startServer } from './program.js'
+import { launch, seen, startServer, truth, watch } from './program.js'
 
 /** How often each page is opened for the first time, and where to write the table, if anywhere. */
 const RUNS = Number(process.env.RUNS ?? 1)
@@ -60,60 +60,14 @@ async function write(changes) {
   assert.equal(response.status, 200)
 }
 
-/** What the server holds. */
-async function truth() {
-  const response = await fetch(`${server.url}/v1/acme/rows/todos?limit=10000`)
-  /** @type {{rows: {key: string, value: any}[]}} */
-  const { rows } = await response.json()
-  return Object.fromEntries(rows.map(({ key, value }) => [key, value]))
-}
-
 /** A browser that was never here before follows a collection through a hop. @param {string} hop */
 async function visit(hop) {
   const context = await browser.newContext()
   const page = await context.newPage()
   await page.goto(`${hops[hop]}/healthz`)
-  await page.evaluate(async () => {
-    // @ts-expect-error: the server has it
-    const { createClient } = await import('/client.js')
-    const begun = performance.now()
-    const client = createClient({ url: '/', tenant: 'acme' })
-    const todos = client.collection('todos')
-    const seen = {
-      first: 0,
-      whole: 0,
-      doubled: 0,
-      empty: 0,
-      errors: /** @type {string[]} */ ([]),
-      /** @type {[number, string, string][]} */
-      statuses: [],
-      /** @type {Record<string, number>} */
-      arrived: {},
-    }
-    /** @type {Map<string, number>} */
-    const seqs = new Map()
-    const now = () => Math.round(performance.now() - begun)
-    client.onError((/** @type {any} */ error) => seen.errors.push(`${error.code}: ${error.message}`))
-    client.onStatus((/** @type {any} */ s) => {
-      if (s.state === 'live') seen.whole ||= now()
-      seen.statuses.push([now(), `${s.state} ${s.reason}`, `${s.transport} ${s.why}`])
-    })
-    todos.subscribe((/** @type {any} */ batch) => {
-      if (todos.rows.size) seen.first ||= now()
-      else if (seen.first) seen.empty++
-      for (const { key, seq } of batch.changes) {
-        if (seq && seq <= (seqs.get(key) ?? 0)) seen.doubled++
-        if (seq) seqs.set(key, seq)
-        seen.arrived[key] ??= Date.now()
-      }
-    })
-    Object.assign(window, { client, todos, seen })
-  })
+  await watch(page)
   return { page, close: () => context.close() }
 }
-
-/** @param {import('playwright-core').Page} page */
-const seen = (page) => page.evaluate(() => /** @type {any} */ (window).seen)
 
 /** @param {number[]} numbers */
 const median = (numbers) => [...numbers].sort((a, b) => a - b)[Math.floor(numbers.length / 2)]
@@ -208,7 +162,7 @@ test('through every network rows show soon, nothing is lost or doubled, and the 
         assert.deepEqual(all.errors, [])
         let rows
         for (let tries = 0; tries < 40; tries++) {
-          const expected = await truth()
+          const expected = await truth(server)
           rows = await page.evaluate(() => Object.fromEntries(/** @type {any} */ (window).todos.rows))
           try {
             assert.deepEqual(rows, expected)

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { createServer } from 'node:http'
 import { after, before, test } from 'node:test'
-import { launch, startServer } from './program.js'
+import { launch, startServer, truth } from './program.js'
 
 /** @typedef {import('playwright-core').Page} Page */
 
@@ -93,13 +93,6 @@ const rows = (page) => page.evaluate(() => Object.fromEntries(/** @type {any} */
 
 /** @param {Page} page @returns {Promise<{ready: number, empty: number, doubled: number, errors: string[], statuses: any[]}>} */
 const seen = (page) => page.evaluate(() => /** @type {any} */ (window).seen)
-
-/** @param {{url: string}} server @returns {Promise<Record<string, any>>} */
-async function truth({ url }) {
-  /** @type {any} */
-  const { rows } = await (await fetch(`${url}/v1/acme/rows/todos`)).json()
-  return Object.fromEntries(rows.map((/** @type {any} */ { key, value }) => [key, value]))
-}
 
 /** Which of the tabs has the connection. @param {Page[]} pages */
 async function leader(pages) {

@@ -30,7 +30,7 @@ export const launch = (/** @type {string[]} */ ignoreDefaultArgs = []) =>
   })
 
 /** @returns {Promise<number>} a port of this machine that was free a moment ago */
-const freePort = () =>
+export const freePort = () =>
   new Promise((resolve, reject) => {
     const server = createServer()
     server.on('error', reject)
@@ -143,3 +143,59 @@ export async function loadHistory(name, dir) {
   )
   return { files, final, collection: JSON.parse(lines[0]).changes[0].collection }
 }
+
+/**
+ * What a server holds of the todos.
+ * @param {{url: string}} server
+ * @returns {Promise<Record<string, any>>}
+ */
+export async function truth({ url }, tenant = 'acme') {
+  const response = await fetch(`${url}/v1/${tenant}/rows/todos?limit=10000`)
+  /** @type {{rows: {key: string, value: any}[]}} */
+  const { rows } = await response.json()
+  return Object.fromEntries(rows.map(({ key, value }) => [key, value]))
+}
+
+/**
+ * The page, which is one of the server's, follows the todos and notes in `window.seen` what it is told: when its first
+ * rows came, and each row; what came twice; whether it was empty again; how the feed was.
+ * @param {import('playwright-core').Page} page
+ */
+export const watch = (page, tenant = 'acme') =>
+  page.evaluate(async (tenant) => {
+    // @ts-expect-error: the server has it
+    const { createClient } = await import('/client.js')
+    const begun = performance.now()
+    const client = createClient({ url: '/', tenant })
+    const todos = client.collection('todos')
+    const seen = {
+      first: 0,
+      doubled: 0,
+      empty: 0,
+      errors: /** @type {string[]} */ ([]),
+      /** @type {[ms: number, state: string, transport: string][]} each of the two with the reason for it */
+      statuses: [],
+      /** @type {Record<string, number>} */
+      arrived: {},
+    }
+    /** @type {Map<string, number>} */
+    const seqs = new Map()
+    const now = () => Math.round(performance.now() - begun)
+    client.onError((/** @type {any} */ error) => seen.errors.push(`${error.code}: ${error.message}`))
+    client.onStatus((/** @type {any} */ { state, reason, transport, why }) =>
+      seen.statuses.push([now(), `${state} ${reason}`, `${transport} ${why}`]),
+    )
+    todos.subscribe((/** @type {any} */ batch) => {
+      if (todos.rows.size) seen.first ||= now()
+      else if (seen.first) seen.empty++
+      for (const { key, seq } of batch.changes) {
+        if (seq && seq <= (seqs.get(key) ?? 0)) seen.doubled++
+        if (seq) seqs.set(key, seq)
+        seen.arrived[key] ??= Date.now()
+      }
+    })
+    Object.assign(window, { client, todos, seen })
+  }, tenant)
+
+/** @param {import('playwright-core').Page} page */
+export const seen = (page) => page.evaluate(() => /** @type {any} */ (window).seen)

@@ -4,7 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { cpus } from 'node:os'
 import { after, before, test } from 'node:test'
 import { setTimeout as pause } from 'node:timers/promises'
-import { launch, startServer } from '../browser/program.js'
+import { launch, seen, startServer, truth, watch } from '../browser/program.js'
 import { createYard, version } from './run.js'
 import { setups } from './setups.js'
 
@@ -65,58 +65,15 @@ async function put(tenant, rows) {
   assert.equal(response.status, 200)
 }
 
-/** What the server holds. @param {string} tenant */
-async function truth(tenant) {
-  const response = await fetch(`${server.url}/v1/${tenant}/rows/todos?limit=10000`)
-  /** @type {{rows: {key: string, value: any}[]}} */
-  const { rows } = await response.json()
-  return Object.fromEntries(rows.map(({ key, value }) => [key, value]))
-}
-
 /** A browser that was never here before follows a collection. @param {Seat} seat */
 async function visit({ name, url, setup }) {
   const context = await browser.newContext({ ignoreHTTPSErrors: setup.tls ?? false })
   const page = await context.newPage()
   await page.goto(`${url}/healthz`)
-  await page.evaluate(async (tenant) => {
-    // @ts-expect-error: the server has it
-    const { createClient } = await import('/client.js')
-    const begun = performance.now()
-    const client = createClient({ url: '/', tenant })
-    const todos = client.collection('todos')
-    const seen = {
-      first: 0,
-      doubled: 0,
-      empty: 0,
-      errors: /** @type {string[]} */ ([]),
-      /** @type {string[]} */
-      statuses: [],
-      /** @type {Record<string, number>} */
-      arrived: {},
-    }
-    /** @type {Map<string, number>} */
-    const seqs = new Map()
-    const now = () => Math.round(performance.now() - begun)
-    client.onError((/** @type {any} */ error) => seen.errors.push(`${error.code}: ${error.message}`))
-    client.onStatus((/** @type {any} */ { state, reason, transport, why }) => {
-      seen.statuses.push(`${now()} ${state} ${reason}, ${transport}: ${why}`)
-    })
-    todos.subscribe((/** @type {any} */ batch) => {
-      if (todos.rows.size) seen.first ||= now()
-      else if (seen.first) seen.empty++
-      for (const { key, seq } of batch.changes) {
-        if (seq && seq <= (seqs.get(key) ?? 0)) seen.doubled++
-        if (seq) seqs.set(key, seq)
-        seen.arrived[key] ??= Date.now()
-      }
-    })
-    Object.assign(window, { client, todos, seen })
-  }, name)
+  await watch(page, name)
   return page
 }
 
-/** @param {Page} page */
-const seen = (page) => page.evaluate(() => /** @type {any} */ (window).seen)
 /** @param {Page} page */
 const transport = (page) =>
   page.evaluate(() => {
@@ -212,9 +169,9 @@ test('behind real proxies rows show soon, nothing is lost or doubled, and pages 
   await all('settles', settle)
   await all('gets through silence', async (seat) => {
     await pause(SILENCE * 1000)
-    /** @type {string[]} */
-    const statuses = (await seen(seat.page)).statuses
-    seat.cuts = statuses.filter((status) => status.includes(' offline ')).length
+    /** @type {{statuses: [number, string, string][]}} */
+    const { statuses } = await seen(seat.page)
+    seat.cuts = statuses.filter(([, state]) => state.startsWith('offline ')).length
     assert.ok(seat.cuts <= 3, `lost ${seat.cuts} times`)
   })
 
@@ -241,7 +198,7 @@ test('behind real proxies rows show soon, nothing is lost or doubled, and pages 
   await all('ends with what the server holds', async ({ name, page, url, setup }) => {
     const { doubled, empty, errors } = await seen(page)
     assert.deepEqual({ doubled, empty, errors }, { doubled: 0, empty: 0, errors: [] })
-    const expected = await truth(name)
+    const expected = await truth(server, name)
     for (let tries = 0; ; tries++) {
       const rows = await page.evaluate(() => Object.fromEntries(/** @type {any} */ (window).todos.rows))
       try {

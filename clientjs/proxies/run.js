@@ -2,11 +2,12 @@
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFile, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
-import { connect, createServer } from 'node:net'
+import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { promisify } from 'node:util'
+import { freePort } from '../browser/program.js'
 
 /** Debian has them where only root looks. */
 const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` }
@@ -37,16 +38,6 @@ async function certify(dir) {
     ...name,
   ])
   await writeFile(join(dir, 'tidemark.pem'), (await readFile(crt, 'utf8')) + (await readFile(key, 'utf8')))
-}
-
-/** A port of this machine that was free a moment ago. */
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 /** One process, nothing outside its directory, and no more than it needs to run. @param {string} servers */
