@@ -16,6 +16,8 @@ type Ended struct {
 const (
 	EndDraining = "draining" // the server stops
 	EndEvicted  = "evicted"  // a limit
+	EndExpired  = "expired"  // the credential's time is over
+	EndRevoked  = "revoked"  // the credential was taken back
 	EndFailed   = "failed"   // the log can't be used any more
 )
 

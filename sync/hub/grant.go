@@ -1,13 +1,49 @@
 package hub
 
-import "strings"
+import (
+	"context"
+	"strings"
+	"time"
+)
 
-// Grant is what a caller may do. The zero value may nothing.
+// Grant is what a caller may do, and for how long. The zero value may nothing. It is
+// not changed once it was handed over: many goroutines read it.
 type Grant struct {
 	Tenant string // one tenant, or "*" for all
 	// Read and Write are patterns over collection names: "*" stands for one segment,
 	// "**", as the last, for any rest.
 	Read, Write []string
+	// Filters narrow both to some rows. Where several patterns match a collection, a row
+	// must pass all of their filters.
+	Filters []RowFilter
+	// Admin may end others' credentials and forget tenants.
+	Admin bool
+
+	Subject string    // who it was given to, "" where nobody said
+	ID      string    // the credential's own name, "" where it has none
+	Issued  time.Time // when it was made; zero: not known, and so before any revocation
+	Expires time.Time // no session lives longer, and nothing is written after it; zero: for ever
+	// Check, where there is one, is asked at every heartbeat of a session, and ends it by
+	// its error: an *Ended, or any other for EndRevoked. It must return within 5 s, and may
+	// be called concurrently.
+	Check func(context.Context) error
+}
+
+// RowFilter is a filter for the collections that a pattern covers.
+type RowFilter struct {
+	Pattern string
+	Filter
+}
+
+// Filter tells which rows of a collection somebody may see and write. It depends on
+// nothing but the row: the same value is seen always or never. It may be called
+// concurrently.
+type Filter interface {
+	// Sees tells of a row by its value, a JSON object. What can't be told is not seen.
+	Sees(value string) bool
+	// Identity names the filter: two that see the same rows may have the same, and then
+	// share their work; two that do not must not.
+	Identity() string
 }
 
 // Everything is the grant of a server without credentials.
