@@ -519,7 +519,7 @@ func (r *partReader) readTenant(d *feed.Decoder) error {
 	if !r.first {
 		idsGone = feed.Seq(d.Uint())
 	}
-	if d.Err() != nil || feed.CheckTenant(name) != nil {
+	if d.Err() != nil || feed.CheckTenant(name) != nil && name != allTenants {
 		return errPart
 	}
 	t := r.s.lookup(name)
@@ -540,7 +540,7 @@ func (r *partReader) readTenant(d *feed.Decoder) error {
 
 func (r *partReader) readView(d *feed.Decoder) error {
 	name, floor := d.Text(), feed.Seq(d.Uint())
-	if r.tenant == nil || d.Err() != nil || feed.CheckCollection(name) != nil {
+	if r.tenant == nil || d.Err() != nil || feed.CheckCollection(name) != nil && name != revocations {
 		return errPart
 	}
 	v := r.tenant.views[name]

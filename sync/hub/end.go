@@ -28,12 +28,14 @@ type Code string
 
 // The codes that the hub gives.
 const (
-	BadRequest  Code = "bad-request"
-	BadName     Code = "bad-name"
-	TooLarge    Code = "too-large"
-	TooMany     Code = "too-many"
-	Forbidden   Code = "forbidden"
-	Unavailable Code = "unavailable"
+	BadRequest Code = "bad-request"
+	BadName    Code = "bad-name"
+	TooLarge   Code = "too-large"
+	TooMany    Code = "too-many"
+	Forbidden  Code = "forbidden"
+	// Unauthenticated: the credential does not count any more.
+	Unauthenticated Code = "unauthenticated"
+	Unavailable     Code = "unavailable"
 )
 
 // Refusal is why the hub did nothing that it was asked for, and what the caller can

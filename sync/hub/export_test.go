@@ -87,3 +87,11 @@ func (h *Hub) Checkpoint(ctx context.Context) error {
 		}
 	}
 }
+
+// KeepPast sets how many changes are kept of a small collection for those who see some of
+// its rows, and returns what sets it back. No hub may be open.
+func KeepPast(n int) (back func()) {
+	before := pastLeast
+	pastLeast = n
+	return func() { pastLeast = before }
+}

@@ -56,7 +56,7 @@ func (g Grant) MayRead(tenant, collection string) bool { return g.may(g.Read, te
 func (g Grant) MayWrite(tenant, collection string) bool { return g.may(g.Write, tenant, collection) }
 
 func (g Grant) may(patterns []string, tenant, collection string) bool {
-	if g.Tenant != "*" && g.Tenant != tenant {
+	if !g.covers(tenant) {
 		return false
 	}
 	for _, p := range patterns {
@@ -82,4 +82,22 @@ func match(pattern, name string) bool {
 		}
 		pattern, name = morePattern, moreName
 	}
+}
+
+// covers tells whether the grant is for a tenant, whatever it may there.
+func (g *Grant) covers(tenant string) bool { return g.Tenant == "*" || g.Tenant == tenant }
+
+// over tells whether the grant's time is.
+func (g *Grant) over(now time.Time) bool { return !g.Expires.IsZero() && !now.Before(g.Expires) }
+
+// live refuses a grant whose time is over.
+func (g *Grant) live(now time.Time) error {
+	if g.over(now) {
+		return refuse(Unauthenticated, "the credential has expired: get another")
+	}
+	return nil
+}
+
+func revoked() error {
+	return refuse(Unauthenticated, "the credential was revoked: get another")
 }

@@ -142,6 +142,10 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes or %d elements: split it into several rows",
 				d.Key, r.Writes[i].Collection, MaxValue, MaxElements)
 		}
+		if d.Status == outOfSight {
+			g.rollback(first, size, mem)
+			return Result{}, refuse(Forbidden, "the credential's filter for %s does not cover the row %q as it is or would be", r.Writes[i].Collection, d.Key)
+		}
 		// At once, so that a few small patches of large rows can't ask for all memory.
 		if g.size-size > maxTransaction {
 			g.rollback(first, size, mem)
@@ -161,13 +165,14 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 				continue
 			}
 			// As it stands now that nothing of the transaction happened.
-			row := g.row(t, rowKey{r.Tenant, r.Writes[i].Collection, o.Key})
+			row := p.writes[i].find(g.row(t, rowKey{r.Tenant, r.Writes[i].Collection, o.Key}))
 			o.Seq, o.Value = row.seq, row.value
 		}
+		p.cover(&result)
 		result.Cursor = feed.Cursor{}
 		return result, nil
 	}
-	if grow := g.mem - mem; grow > 0 && g.s.bytes.Load()+g.mem > memory {
+	if grow := g.mem - mem; grow > 0 && !p.own && g.s.bytes.Load()+g.mem > memory {
 		g.rollback(first, size, mem)
 		return Result{}, unavailable(30*time.Second, "the server's memory for rows (%d MiB, --memory) is used up: remove rows or give it more", memory>>20)
 	}
@@ -180,7 +185,28 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 			g.add(r, records[i:i+1], first+feed.Seq(i))
 		}
 	}
+	p.cover(&result)
 	return result, nil
+}
+
+// find is a row as the caller finds it: one out of sight is not there.
+func (p *prepared) find(row rowState) rowState {
+	if row.seq != 0 && !sees(p.filters, row.value) {
+		return rowState{last: row.last}
+	}
+	return row
+}
+
+// cover takes out of a result what the caller may not see: rows that it did not write
+// itself, whole, where it may not read, and what its id once did to a row that is out of
+// its sight.
+func (p *Pending) cover(r *Result) {
+	for i := range r.Outcomes {
+		w, o := &p.writes[i], &r.Outcomes[i]
+		if w.blind && (o.Status != OK || w.value == "") || !sees(w.filters, o.Value) && o.Value != "" {
+			o.Value = ""
+		}
+	}
 }
 
 // add makes records that were decided into a transaction of the group.
@@ -239,7 +265,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			if d.Key == "" {
 				d.Key = seen.outcome.Key
 			}
-			row := g.row(t, rowKey{r.Tenant, w.Collection, d.Key})
+			row := p.find(g.row(t, rowKey{r.Tenant, w.Collection, d.Key}))
 			d.Seq, d.Value, d.shown = row.seq, row.value, row.last
 			return d
 		}
@@ -248,7 +274,9 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 	if w.Key == "" {
 		key.key = uuid.Must(uuid.NewV7()).String()
 	}
-	row := g.row(t, key)
+	there := g.row(t, key)
+	row := p.find(there)
+	hidden := row.seq != there.seq
 	d.Key, d.Seq, d.Value, d.shown = key.key, row.seq, row.value, row.last
 	rec := feed.Record{Collection: w.Collection, Key: key.key, ID: w.ID, Digest: p.digest}
 	if w.If != nil && *w.If != row.seq || w.IfExists && row.seq == 0 {
@@ -262,7 +290,15 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			return d
 		}
 		rec.Op, rec.Value = feed.Insert, p.value
+		if hidden {
+			d.Status = outOfSight
+			return d
+		}
 	case "put":
+		if hidden {
+			d.Status = outOfSight
+			return d
+		}
 		rec.Op, rec.Value = feed.Insert, p.value
 		if row.seq != 0 {
 			rec.Op = feed.Modify
@@ -296,6 +332,10 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		}
 	}
 	if rec.Op < feed.Remove {
+		if !sees(p.filters, rec.Value) {
+			d.Status = outOfSight
+			return d
+		}
 		switch {
 		case w.TTL > 0:
 			rec.Expires = min(g.times.Steady+w.TTL.Milliseconds(), feed.MaxTime)

@@ -72,7 +72,11 @@ func (h *Hub) History(ctx context.Context, g Grant, tenant string, q HistoryQuer
 		return HistoryPage{}, noHistory()
 	}
 	x := &historyReader{page: &HistoryPage{}, r: r, limit: max(q.Limit, 1), place: r.From - 1, until: time.Now().Add(historyTime)}
-	x.reads = func(collection string) bool { return g.MayRead(tenant, collection) }
+	// What a filter sees now says nothing of what others changed then: nothing is shown of
+	// what it narrows.
+	x.reads = func(collection string) bool {
+		return g.MayRead(tenant, collection) && collection != revocations && len(g.filters(collection)) == 0
+	}
 	x.page.Begins, err = log.History(ctx, r, x.step)
 	var damage *feed.HistoryDamage
 	switch {
@@ -108,7 +112,10 @@ func (h *Hub) historyRange(g Grant, tenant string, q HistoryQuery) (r feed.Histo
 	if err := feed.CheckTenant(tenant); err != nil {
 		return r, refuse(BadName, "%s", err)
 	}
-	if g.Tenant != "*" && g.Tenant != tenant {
+	if err := h.counts(g, tenant); err != nil {
+		return r, err
+	}
+	if !g.covers(tenant) {
 		return r, refuse(Forbidden, "the credential does not cover tenant %s", tenant)
 	}
 	if n := len(q.Collections); n > feed.MaxCollections {
@@ -117,6 +124,9 @@ func (h *Hub) historyRange(g Grant, tenant string, q HistoryQuery) (r feed.Histo
 	for _, c := range q.Collections {
 		if _, err := h.reads(g, tenant, c); err != nil {
 			return r, err
+		}
+		if len(g.filters(c)) > 0 {
+			return r, refuse(Forbidden, "the credential shows some rows of %s only: its history can't be shown", c)
 		}
 	}
 	if q.Key != "" {

@@ -106,6 +106,8 @@ type Hub struct {
 
 	mu       sync.Mutex
 	sessions map[*Session]struct{} // guarded by mu
+
+	sieves sieves
 }
 
 // Open reads the log back and starts the writer. The caller must Drain the hub

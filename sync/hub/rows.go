@@ -38,29 +38,58 @@ func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, 
 		}
 		page.Cursor, pos = c, feed.Seq(n)
 	}
-	head := feed.Seq(h.state.head.Load())
+	if after == "" {
+		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: h.state.shown(t)}
+	}
+	sieve := h.sieves.join(g.filters(collection))
+	defer h.sieves.leave(sieve)
+	for t != nil && page.Next == "" {
+		var all bool
+		if pos, all = page.read(t, collection, pos, sieve, limit); all {
+			break
+		}
+	}
+	return page, nil
+}
+
+// shown is the sequence up to which a tenant, nil for one that is not there, shows all.
+func (s *state) shown(t *tenant) feed.Seq {
+	head := feed.Seq(s.head.Load())
 	if t != nil {
 		t.mu.RLock()
 		defer t.mu.RUnlock()
 		head = max(head, t.applied)
 	}
-	if after == "" {
-		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: head}
+	return head
+}
+
+// read adds the rows of a collection after pos, and returns how far it came: all, unless
+// the page is full, or so much was out of sight that the writer gets a turn.
+func (p *Page) read(t *tenant, collection string, pos feed.Seq, sieve *sieve, limit int) (upTo feed.Seq, all bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	v := t.views[collection]
+	if v == nil {
+		return pos, true
 	}
-	if t == nil || t.views[collection] == nil {
-		return page, nil
-	}
-	for r := t.views[collection].after(pos); r.next != nil; r.advance() {
+	hidden := 0
+	for r := v.after(pos); r.next != nil; r.advance() {
 		if r.next.Op() == feed.Remove {
 			continue
 		}
-		if n := len(page.Rows); n == limit {
-			page.Next = page.Cursor.String() + "." + strconv.FormatUint(uint64(page.Rows[n-1].Seq()), 10)
-			break
+		if sieve != nil && !sieve.sees(r.next) {
+			if hidden++; hidden == batchHidden {
+				return r.next.Seq(), false
+			}
+			continue
 		}
-		page.Rows = append(page.Rows, r.next)
+		if n := len(p.Rows); n == limit {
+			p.Next = p.Cursor.String() + "." + strconv.FormatUint(uint64(p.Rows[n-1].Seq()), 10)
+			return 0, false
+		}
+		p.Rows = append(p.Rows, r.next)
 	}
-	return page, nil
+	return 0, true
 }
 
 // Row returns one row, nil if it is not there.
@@ -74,10 +103,15 @@ func (h *Hub) Row(g Grant, tenant, collection, key string) (*feed.Change, error)
 	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if v := t.views[collection]; v != nil {
-		return v.row(key), nil
+	v := t.views[collection]
+	if v == nil {
+		return nil, nil
 	}
-	return nil, nil
+	c := v.row(key)
+	if c == nil || !sees(g.filters(collection), c.Value()) {
+		return nil, nil
+	}
+	return c, nil
 }
 
 // reads returns a tenant, nil if there is none, for one who may read the collection.
@@ -87,6 +121,9 @@ func (h *Hub) reads(g Grant, tenant, collection string) (*tenant, error) {
 	}
 	if err := feed.CheckCollection(collection); err != nil {
 		return nil, refuse(BadName, "%s", err)
+	}
+	if err := h.counts(g, tenant); err != nil {
+		return nil, err
 	}
 	if !g.MayRead(tenant, collection) {
 		return nil, refuse(Forbidden, "the credential does not cover reading %s of tenant %s", collection, tenant)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -30,7 +31,10 @@ type SessionOptions struct {
 const (
 	tickAfter  = 300 * time.Millisecond
 	batchItems = 1000
-	batchBytes = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
+	// batchHidden is how many changes out of sight a session goes over in one go: whoever
+	// writes waits meanwhile.
+	batchHidden = 4096
+	batchBytes  = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
 )
 
 // Session is one client's place in the feed. Next, and what it returns, belongs to
@@ -39,7 +43,6 @@ type Session struct {
 	// Static after construction.
 	ID     string
 	hub    *Hub
-	grant  Grant
 	tenant *tenant
 	opts   SessionOptions
 	wake   chan struct{} // room for one: look again
@@ -48,12 +51,14 @@ type Session struct {
 	batch  feed.Batch
 	opened time.Time
 	sent   time.Time // when the last batch was handed out
+	asked  time.Time // when the grant's Check was
 	ticked bool      // or no tick was asked for
 	held   bool      // the first batch was given, or need not be held any more
 	heap   []reader
 	timer  *time.Timer // nil before the first wait
 
 	mu      sync.Mutex
+	grant   Grant    // guarded by mu
 	subs    []*sub   // guarded by mu
 	replies []string // guarded by mu
 	live    bool     // guarded by mu: the client was told that it is live, and nothing since says otherwise
@@ -70,6 +75,11 @@ type sub struct {
 	fresh  bool        // it begins from nothing
 	empty  bool        // but it knows the log from when there was nothing in it, and must hear of what went since
 	reason feed.Reason // it must be reset first
+
+	// Where some rows only are seen.
+	sieve      *sieve   // nil: all are
+	vetted     feed.Seq // up to it, nothing moved out of sight that the past has forgotten,
+	vettedFrom feed.Seq // as long as the past begins here
 }
 
 // Open starts a session over collections of a tenant. A *Refusal says why it does
@@ -88,30 +98,94 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 	rand.Read(id[:])
 	s := &Session{ID: hex.EncodeToString(id[:]), hub: h, grant: g, opts: opts, wake: make(chan struct{}, 1), ticked: !opts.Tick}
 	s.opened = time.Now()
-	s.sent = s.opened
-	if err := s.check(tenant, starts, 0); err != nil {
-		return nil, err
-	}
-	if err := h.register(s); err != nil {
+	s.sent, s.asked = s.opened, s.opened
+	if err := s.check(g, tenant, starts); err != nil {
 		return nil, err
 	}
 	s.tenant = h.state.join(tenant)
+	if err := h.register(s); err != nil {
+		h.state.leave(s.tenant)
+		return nil, err
+	}
+	// Only now: who is revoked from here on is found among the sessions.
+	if h.revoked(g, tenant) {
+		s.Close()
+		return nil, revoked()
+	}
 	s.mu.Lock()
 	s.follow(starts)
 	s.mu.Unlock()
 	return s, nil
 }
 
-// check refuses collections that can't be followed beside have others.
-func (s *Session) check(tenant string, starts []feed.Start, have int) error {
-	if have+len(starts) > feed.MaxCollections {
+// Grant is what the session may do now.
+func (s *Session) Grant() Grant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.grant
+}
+
+// Renew puts another grant in the place of the session's: it lives as long as that one,
+// and done is the reply. Where it sees other rows of a collection, that one starts anew. A
+// *Refusal: it is another's, or does not cover what is followed, and nothing was changed.
+func (s *Session) Renew(g Grant, done string) error {
+	if err := s.hub.counts(g, s.tenant.name); err != nil {
+		return err
+	}
+	if !g.covers(s.tenant.name) {
+		return refuse(Forbidden, "the credential does not cover tenant %s", s.tenant.name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.Subject != s.grant.Subject {
+		return refuse(Forbidden, "the credential is another subject's than that of this connection: open another")
+	}
+	for _, u := range s.subs {
+		if !g.MayRead(s.tenant.name, u.view.name) {
+			return refuse(Forbidden, "the credential does not cover reading %s of tenant %s, which is followed: unsubscribe from it first", u.view.name, s.tenant.name)
+		}
+	}
+	if s.closed || s.ended != nil {
+		return nil
+	}
+	s.grant = g
+	for _, u := range s.subs {
+		if filters := g.filters(u.view.name); !u.sieve.same(filters) {
+			s.narrow(u, filters)
+			u.reason = feed.ResetExpired
+			s.live = false
+		}
+	}
+	s.reply(done)
+	return nil
+}
+
+// narrow lets a collection be seen through filters. It needs mu.
+func (s *Session) narrow(u *sub, filters []Filter) {
+	s.hub.sieves.leave(u.sieve)
+	if u.sieve = s.hub.sieves.join(filters); u.sieve != nil {
+		s.tenant.mu.Lock()
+		u.view.remember()
+		s.tenant.mu.Unlock()
+	}
+}
+
+// check refuses collections that can't be followed, or not by a grant.
+func (s *Session) check(g Grant, tenant string, starts []feed.Start) error {
+	if err := g.live(time.Now()); err != nil {
+		return err
+	}
+	if !g.covers(tenant) {
+		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
+	}
+	if len(starts) > feed.MaxCollections {
 		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
 	}
 	for _, start := range starts {
 		if err := feed.CheckCollection(start.Collection); err != nil {
 			return refuse(BadName, "%s", err)
 		}
-		if !s.grant.MayRead(tenant, start.Collection) {
+		if !g.MayRead(tenant, start.Collection) {
 			return refuse(Forbidden, "the credential does not cover reading %s of tenant %s", start.Collection, tenant)
 		}
 	}
@@ -132,7 +206,9 @@ func (s *Session) follow(starts []feed.Start) {
 		if fault.Bug("resend-last") && seq > 0 {
 			seq--
 		}
-		s.subs = append(s.subs, &sub{view: v, pos: seq, fresh: fresh, empty: len(start.Cursors) > 0, reason: reason})
+		u := &sub{view: v, pos: seq, fresh: fresh, empty: len(start.Cursors) > 0, reason: reason}
+		s.narrow(u, s.grant.filters(start.Collection))
+		s.subs = append(s.subs, u)
 	}
 	s.live = false
 }
@@ -144,6 +220,7 @@ func (s *Session) unfollow(collection string) {
 		return
 	}
 	v := s.subs[i].view
+	s.hub.sieves.leave(s.subs[i].sieve)
 	s.subs = slices.Delete(s.subs, i, i+1)
 	s.tenant.mu.Lock()
 	v.drop(s)
@@ -170,7 +247,7 @@ func (s *Session) Subscribe(starts []feed.Start, done string) error {
 	if len(names) > feed.MaxCollections {
 		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
 	}
-	if err := s.check(s.tenant.name, starts, 0); err != nil {
+	if err := s.check(s.grant, s.tenant.name, starts); err != nil {
 		return err
 	}
 	if s.closed || s.ended != nil {
@@ -244,6 +321,7 @@ func (s *Session) Close() {
 // next call. *Ended when the session is over, or the context's error.
 func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	for {
+		s.ask(ctx)
 		b, err := s.take()
 		now := time.Now()
 		if err != nil {
@@ -270,6 +348,9 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		if !s.ticked && tickAfter-now.Sub(s.opened) < wait {
 			wait, due = tickAfter-now.Sub(s.opened), false
 		}
+		if until := s.until(now); until < wait {
+			wait, due = until, false
+		}
 		if s.timer == nil {
 			s.timer = time.NewTimer(wait)
 		} else {
@@ -293,6 +374,40 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	}
 }
 
+// until is how long nothing need be looked at for the grant's sake: it ends, or must be
+// asked for.
+func (s *Session) until(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	until := time.Duration(1<<63 - 1)
+	if !s.grant.Expires.IsZero() {
+		until = s.grant.Expires.Sub(now)
+	}
+	if s.grant.Check != nil {
+		until = min(until, s.opts.Heartbeat-now.Sub(s.asked))
+	}
+	return max(until, 0)
+}
+
+// ask asks once a heartbeat whether the grant still holds.
+func (s *Session) ask(ctx context.Context) {
+	if time.Since(s.asked) < s.opts.Heartbeat {
+		return
+	}
+	s.asked = time.Now()
+	check := s.Grant().Check
+	if check == nil {
+		return
+	}
+	err := check(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	ended := &Ended{Reason: EndRevoked}
+	errors.As(err, &ended)
+	s.End(ended)
+}
+
 // rest lets go of what an idle session need not hold.
 func (s *Session) rest() {
 	if cap(s.batch.Items) > 64 {
@@ -311,31 +426,21 @@ func (s *Session) take() (*feed.Batch, error) {
 	*b = feed.Batch{Items: b.Items[:0]}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended == nil && s.grant.over(time.Now()) {
+		s.ended = &Ended{Reason: EndExpired}
+	}
 	if s.ended != nil && len(s.replies) == 0 {
 		return nil, s.ended
 	}
 	b.Replies, s.replies = s.replies, nil
-	t := s.tenant
-	head := feed.Seq(s.hub.state.head.Load()) // first: all up to it can be seen below
-	t.mu.RLock()
-	head = max(head, t.applied)
-	s.reset(b, head)
-	all := s.collect(b)
-	b.Resumes = true
-	if !all {
-		head = b.Items[len(b.Items)-1].Seq
+	if s.ended != nil && (s.ended.Reason == EndExpired || s.ended.Reason == EndRevoked) {
+		return b, nil // it may hear what became of its requests, and see nothing more
 	}
-	for _, u := range s.subs {
-		if fault.Bug("snapshot-tail") && all && u.pos < u.gone { // the end of a snapshot
-			u.pos = head + 1
+	for !s.gather(b) {
+		if s.grant.over(time.Now()) {
+			return nil, nil // the next look says so
 		}
-		u.pos = max(u.pos, head)
-		b.Resumes = b.Resumes && u.pos >= u.view.floor
 	}
-	t.mu.RUnlock()
-	b.Cursor = feed.Cursor{Epoch: s.hub.state.epoch, Seq: head}
-	b.Live = all || fault.Bug("live-too-early")
-	b.Announce = b.Live && !s.live
 	if b.Announce && !s.held && s.opts.Hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
 		return nil, nil
 	}
@@ -345,6 +450,37 @@ func (s *Session) take() (*feed.Batch, error) {
 	}
 	s.held = true
 	return b, nil
+}
+
+// gather puts what there is into a batch. false: it went over so much out of sight that the
+// writer gets a turn; there is nothing to hand out yet, and it must be called again. It
+// needs mu.
+func (s *Session) gather(b *feed.Batch) (done bool) {
+	t := s.tenant
+	head := feed.Seq(s.hub.state.head.Load()) // first: all up to it can be seen below
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	head = max(head, t.applied)
+	if !s.vet() {
+		return false
+	}
+	s.reset(b, head)
+	upTo, all := s.collect(b)
+	b.Resumes = true
+	if !all {
+		head = upTo
+	}
+	for _, u := range s.subs {
+		if fault.Bug("snapshot-tail") && all && u.pos < u.gone { // the end of a snapshot
+			u.pos = head + 1
+		}
+		u.pos = max(u.pos, head)
+		b.Resumes = b.Resumes && u.pos >= u.view.floor
+	}
+	b.Cursor = feed.Cursor{Epoch: s.hub.state.epoch, Seq: head}
+	b.Live = all || fault.Bug("live-too-early")
+	b.Announce = b.Live && !s.live
+	return all || len(b.Items)+len(b.Resets) > 0
 }
 
 // reset puts what can't go on from where it is back to the beginning, and says so.
@@ -378,14 +514,74 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 	}
 }
 
+// vet looks whether rows may have moved out of sight, after a collection's place, that its
+// past has forgotten; then it must be reset. false: there is more to look at, and the writer
+// gets a turn. It needs mu, and the tenant's for reading.
+func (s *Session) vet() (done bool) {
+	looked := 0
+	for _, u := range s.subs {
+		if u.sieve == nil || u.reason != "" || u.fresh && !u.empty {
+			continue
+		}
+		knew, from := max(u.pos, u.gone), u.view.past.from
+		if knew >= from {
+			continue
+		}
+		if u.vettedFrom != from {
+			u.vetted, u.vettedFrom = knew, from
+		}
+		for r := u.view.afterAll(max(knew, u.vetted)); r.next != nil; r.advance() {
+			c := r.next
+			if r.step != nil {
+				c = r.step.old
+			}
+			if c != nil && c.Seq() > knew && c.Seq() <= from && !u.sieve.sees(c) {
+				u.reason = feed.ResetExpired
+				break
+			}
+			u.vetted = r.next.Seq()
+			if looked++; looked > batchHidden {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// news is a change as the reader of a collection is told of it, nil if it is not: most see
+// it as it is. last is where the transaction ends of what was told before. It needs the
+// tenant's mu for reading.
+func (r *reader) news(last feed.Seq) *feed.Change {
+	c, u := r.next, r.sub
+	switch {
+	case u.sieve == nil:
+		// A client that began from nothing needs no tombstone from before, unless a change
+		// of the same transaction was just handed out: no cursor stands between the two.
+		if c.Op() == feed.Remove && (c.Seq() <= u.gone && c.Last() != last || fault.Bug("tombstone-skipped")) {
+			return nil
+		}
+		return c
+	case r.step != nil:
+		return u.view.past.through(u.sieve, *r.step, c.Seq() <= u.gone)
+	case u.sieve.sees(c):
+		return c
+	}
+	return nil
+}
+
 // collect adds the items after each collection's place, merged by sequence, up to the
-// limits; all tells whether there are no more. It needs mu, and the tenant's for reading.
-func (s *Session) collect(b *feed.Batch) (all bool) {
+// limits; all tells whether there are no more, and else how far it came. It needs mu, and
+// the tenant's for reading.
+func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 	h := s.heap[:0]
 	for _, u := range s.subs {
 		if u.view.last() > u.pos {
-			if r := u.view.after(u.pos); r.next != nil {
-				r.gone = u.gone
+			read := u.view.after
+			if u.sieve != nil {
+				read = u.view.afterAll
+			}
+			if r := read(u.pos); r.next != nil {
+				r.sub = u
 				h = append(h, r)
 			}
 		}
@@ -394,25 +590,25 @@ func (s *Session) collect(b *feed.Batch) (all bool) {
 	for i := len(h)/2 - 1; i >= 0; i-- {
 		down(h, i)
 	}
-	size, last := 0, feed.Seq(0)
+	var size, hidden int
+	var last, over feed.Seq // where the transaction of the last item ends, and that of the last change
 	for len(h) > 0 {
 		c := h[0].next
-		// A client that began from nothing needs no tombstone from before, unless a change
-		// of the same transaction was just handed out: no cursor stands between the two.
-		news := c.Op() != feed.Remove || c.Seq() > h[0].gone || c.Last() == last
-		if news && !(fault.Bug("tombstone-skipped") && c.Op() == feed.Remove) {
-			if n := len(b.Items); n > 0 {
-				if c.Last() == last {
-					b.Items[n-1].More = !fault.Bug("transaction-split")
-				} else if n >= s.opts.Limit || size >= batchBytes {
-					return false
-				}
+		if over != c.Last() && (len(b.Items) >= s.opts.Limit || size >= batchBytes || hidden >= batchHidden) {
+			return upTo, false
+		}
+		if news := h[0].news(last); news != nil {
+			if n := len(b.Items); n > 0 && c.Last() == last {
+				b.Items[n-1].More = !fault.Bug("transaction-split")
 			}
-			item := feed.Item{Frame: c.Frame(), Seq: c.Seq()}
+			item := feed.Item{Frame: news.Frame(), Seq: c.Seq()}
 			b.Items = append(b.Items, item)
 			size += item.Size()
 			last = c.Last()
+		} else if h[0].sub.sieve != nil {
+			hidden++
 		}
+		upTo, over = c.Seq(), c.Last()
 		if h[0].advance(); h[0].next == nil {
 			h[0] = h[len(h)-1]
 			h = h[:len(h)-1]
@@ -421,7 +617,7 @@ func (s *Session) collect(b *feed.Batch) (all bool) {
 			down(h, 0)
 		}
 	}
-	return true
+	return upTo, true
 }
 
 // down restores the heap of readers, least sequence first, below i.

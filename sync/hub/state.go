@@ -163,6 +163,9 @@ func (s *state) tidy(t *tenant, v *view) {
 	if v.kept {
 		s.bytes.Add(-viewCost)
 	}
+	if v.past != nil {
+		s.bytes.Add(-v.past.bytes)
+	}
 }
 
 // find returns a collection, nil if there is none, for reading by the writer.
@@ -230,6 +233,11 @@ func (s *state) put(t *tenant, v *view, c *feed.Change, age, expires int64) {
 	}
 	live := v.live
 	old := v.put(c)
+	if p := v.past; p != nil {
+		bytes := p.bytes
+		p.add(c, old, max(pastLeast, 2*v.live))
+		s.bytes.Add(p.bytes - bytes)
+	}
 	s.rows.Add(int64(v.live - live))
 	s.bytes.Add(c.Size())
 	if old == nil {

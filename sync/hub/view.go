@@ -23,6 +23,7 @@ type view struct {
 	floor feed.Seq // the newest tombstone that was forgotten
 	live  int      // rows that are there
 	kept  bool     // it was written to, so it counts as memory
+	past  *past    // nil: nobody with a filter has followed it
 
 	watch    sync.Mutex
 	sessions map[*Session]struct{} // guarded by watch: whom to wake
@@ -126,14 +127,27 @@ func (v *view) tidy() {
 // reader walks the changes of a view after some sequence.
 type reader struct {
 	slots []slot
+	steps []step       // after the slots, where some rows only are seen
 	next  *feed.Change // nil: no more
-	gone  feed.Seq     // tombstones up to it are no news to whoever reads
+	step  *step        // that next is of; nil: it is a slot's
+	sub   *sub         // who reads, where it is a session
 }
 
 // after returns a reader of the changes after seq. The tenant's mu must be held for
 // as long as it is used.
 func (v *view) after(seq feed.Seq) reader {
 	r := reader{slots: v.slots[v.search(seq):]}
+	r.advance()
+	return r
+}
+
+// afterAll is after, but from where the view's past begins with the changes that were
+// replaced since.
+func (v *view) afterAll(seq feed.Seq) reader {
+	r := reader{steps: v.past.after(max(seq, v.past.from))}
+	if seq < v.past.from {
+		r.slots = v.slots[v.search(seq):v.search(v.past.from)]
+	}
 	r.advance()
 	return r
 }
@@ -145,7 +159,11 @@ func (r *reader) advance() {
 			return
 		}
 	}
-	r.next, r.slots = nil, nil
+	r.next, r.slots, r.step = nil, nil, nil
+	if len(r.steps) > 0 {
+		r.step, r.steps = &r.steps[0], r.steps[1:]
+		r.next = r.step.change
+	}
 }
 
 // add makes a session one of those that are woken.

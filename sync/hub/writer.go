@@ -49,6 +49,8 @@ const (
 	IDReused  Status = "id-reused" // another change came under this id
 	Aborted   Status = "aborted"   // another change of its transaction was refused
 	tooLarge  Status = "too-large" // the row would be
+
+	outOfSight Status = "out-of-sight" // a filter does not let the row through
 )
 
 // Outcome answers one change: with Seq and Value as the change left its row, or, where
@@ -71,8 +73,10 @@ type Result struct {
 // Pending is a request that stands in line.
 type Pending struct {
 	req    Request
+	grant  Grant
 	writes []prepared
 	size   int64
+	own    bool // it is the hub's: names and bounds of clients do not count
 
 	done   chan struct{} // closed when what follows is set
 	result Result
@@ -83,6 +87,8 @@ type Pending struct {
 type prepared struct {
 	value, patch string
 	digest       feed.Digest
+	filters      []Filter // a row that does not pass them can't be written, nor be found
+	blind        bool     // the caller may not read: no row is shown
 }
 
 // Write writes a request and waits until it is durable, or refused. A *Refusal says
@@ -104,26 +110,37 @@ func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
 	if err := p.prepare(g); err != nil {
 		return nil, err
 	}
+	if err := h.counts(g, req.Tenant); err != nil {
+		return nil, err
+	}
+	if err := h.enqueue(p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// enqueue puts a request in line.
+func (h *Hub) enqueue(p *Pending) error {
 	h.gate.RLock()
 	defer h.gate.RUnlock()
 	if h.closed != nil {
-		return nil, h.refused()
+		return h.refused()
 	}
 	if err := h.log.Ready(); err != nil {
-		return nil, notReady(err)
+		return notReady(err)
 	}
 	if h.unsettled.Load() {
-		return nil, noAnswer()
+		return noAnswer()
 	}
 	if h.queued.Add(p.size) <= maxQueued {
 		select {
 		case h.queue <- p:
-			return p, nil
+			return nil
 		default:
 		}
 	}
 	h.queued.Add(-p.size)
-	return nil, unavailable(time.Second, "too many writes are waiting; try again in a second")
+	return unavailable(time.Second, "too many writes are waiting; try again in a second")
 }
 
 // Wait waits for the outcome; see Write.
@@ -144,7 +161,8 @@ func (p *Pending) answer(r Result, err error) {
 // prepare checks all that can be said about a request without knowing the state.
 func (p *Pending) prepare(g Grant) error {
 	r := &p.req
-	if err := feed.CheckTenant(r.Tenant); err != nil {
+	p.grant = g
+	if err := feed.CheckTenant(r.Tenant); err != nil && !p.own {
 		return refuse(BadName, "%s", err)
 	}
 	if r.Client != "" {
@@ -167,7 +185,7 @@ func (p *Pending) prepare(g Grant) error {
 	}
 	p.writes = make([]prepared, len(r.Writes))
 	for i := range r.Writes {
-		if err := p.writes[i].check(&r.Writes[i]); err != nil {
+		if err := p.writes[i].check(&r.Writes[i], p.own); err != nil {
 			var refusal *Refusal
 			if errors.As(err, &refusal) && len(r.Writes) > 1 {
 				refusal.Detail = fmt.Sprintf("changes[%d]: %s", i, refusal.Detail)
@@ -175,15 +193,19 @@ func (p *Pending) prepare(g Grant) error {
 			return err
 		}
 		w := &r.Writes[i]
+		if p.own {
+			continue
+		}
 		if !g.MayWrite(r.Tenant, w.Collection) {
 			return refuse(Forbidden, "the credential does not cover writing to %s of tenant %s", w.Collection, r.Tenant)
 		}
+		p.writes[i].filters, p.writes[i].blind = g.filters(w.Collection), !g.MayRead(r.Tenant, w.Collection)
 	}
 	return nil
 }
 
-func (p *prepared) check(w *Write) (err error) {
-	if err := feed.CheckCollection(w.Collection); err != nil {
+func (p *prepared) check(w *Write, own bool) (err error) {
+	if err := feed.CheckCollection(w.Collection); err != nil && !own {
 		return refuse(BadName, "%s", err)
 	}
 	if w.ID != "" {

@@ -1,0 +1,275 @@
+package hub_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// given is a credential's grant, made now.
+func given(subject, id string, lifetime time.Duration) hub.Grant {
+	now := time.Now()
+	return hub.Grant{Tenant: "acme", Read: []string{"**"}, Write: []string{"**"}, Subject: subject, ID: id, Issued: now, Expires: now.Add(lifetime)}
+}
+
+// follow opens a session on todos.
+func follow(t *testing.T, h *hub.Hub, g hub.Grant) *hub.Session {
+	t.Helper()
+	s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// ended is why a session is over, and what it was given before.
+func ended(t *testing.T, s *hub.Session) (reason string, items int) {
+	t.Helper()
+	for {
+		b, err := s.Next(t.Context())
+		var e *hub.Ended
+		if errors.As(err, &e) {
+			return e.Reason, items
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		items += len(b.Items)
+	}
+}
+
+func TestAFeedEndsWithItsCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		write(t, h, put("todos", "1", `{}`))
+		began := time.Now()
+		s := follow(t, h, given("ann", "1", 100*time.Second))
+		if reason, items := ended(t, s); reason != hub.EndExpired || items != 1 || time.Since(began) != 100*time.Second {
+			t.Errorf("it ended with %q after %s and %d changes", reason, time.Since(began), items)
+		}
+		// What comes at the deadline is not for it, also where it was not looked at before.
+		s = follow(t, h, given("ann", "1", time.Second))
+		time.Sleep(time.Second)
+		if reason, items := ended(t, s); reason != hub.EndExpired || items != 0 {
+			t.Errorf("it ended with %q, after %d changes that came after its time", reason, items)
+		}
+		g := given("ann", "1", time.Second)
+		time.Sleep(time.Second)
+		if _, err := h.Open(g, "acme", nil, hub.SessionOptions{}); code(err) != hub.Unauthenticated {
+			t.Errorf("a session by an expired credential: %v", err)
+		}
+		if _, err := h.Rows(g, "acme", "todos", "", 1); code(err) != hub.Unauthenticated {
+			t.Errorf("rows by an expired credential: %v", err)
+		}
+		if _, err := h.Write(t.Context(), g, hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "1", `{}`)}}); code(err) != hub.Unauthenticated {
+			t.Errorf("a write by an expired credential: %v", err)
+		}
+	})
+}
+
+func TestAConnectionLivesAsLongAsTheCredentialThatItIsGivenLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		began := time.Now()
+		s := follow(t, h, given("ann", "1", 10*time.Second))
+		time.Sleep(5 * time.Second)
+		if err := s.Renew(given("ann", "2", 100*time.Second), "done"); err != nil {
+			t.Fatal(err)
+		}
+		other := given("bob", "3", time.Hour)
+		if err := s.Renew(other, "done"); code(err) != hub.Forbidden {
+			t.Errorf("another's credential: %v", err)
+		}
+		narrow := given("ann", "3", time.Hour)
+		narrow.Read = []string{"lists/*"}
+		if err := s.Renew(narrow, "done"); code(err) != hub.Forbidden {
+			t.Errorf("a credential that does not cover what is followed: %v", err)
+		}
+		if reason, _ := ended(t, s); reason != hub.EndExpired || time.Since(began) != 105*time.Second {
+			t.Errorf("it ended with %q after %s", reason, time.Since(began))
+		}
+	})
+}
+
+func TestANewCredentialThatSeesOtherRowsStartsAnew(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	write(t, h, put("todos", "1", `{"owner":"ann"}`))
+	write(t, h, put("todos", "2", `{"owner":"bob"}`))
+	s := follow(t, h, of("ann"))
+	if b, err := s.Next(context.Background()); err != nil || len(b.Items) != 1 || !b.Live {
+		t.Fatal(b, err)
+	}
+	wide := of("ann")
+	wide.Filters = nil
+	if err := s.Renew(wide, "done"); err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Next(context.Background())
+	if err != nil || len(b.Resets) != 1 || len(b.Items) != 2 || len(b.Replies) != 1 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	if err := s.Renew(of("ann"), "done"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = s.Next(context.Background()); err != nil || len(b.Resets) != 1 || len(b.Items) != 1 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+}
+
+func TestAGrantIsAskedForAtEveryHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		asked := 0
+		g := given("ann", "1", time.Hour)
+		g.Check = func(context.Context) error {
+			if asked++; asked == 3 {
+				return errors.New("no more")
+			}
+			return nil
+		}
+		began := time.Now()
+		s := follow(t, h, g)
+		stop := make(chan struct{})
+		go func() { // also where it is never idle
+			defer close(stop)
+			for range 40 {
+				write(t, h, put("todos", "1", `{}`))
+				time.Sleep(time.Second)
+			}
+		}()
+		if reason, _ := ended(t, s); reason != hub.EndRevoked || time.Since(began) != 45*time.Second {
+			t.Errorf("it ended with %q after %s", reason, time.Since(began))
+		}
+		<-stop
+	})
+}
+
+func TestARevokedCredentialIsOfNoUseAnyMoreAlsoAfterARestart(t *testing.T) {
+	admin := hub.Grant{Tenant: "*", Admin: true}
+	for name, r := range map[string]hub.Revocation{
+		"by subject": {Tenant: "acme", Subject: "ann"},
+		"by id":      {Tenant: "acme", ID: "1"},
+		"all":        {Tenant: "acme"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := feedtest.NewMemory()
+				h, err := hub.Open(t.Context(), log, hub.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				bad, good := given("ann", "1", time.Hour), given("bob", "2", time.Hour)
+				s, other := follow(t, h, bad), follow(t, h, good)
+				dev := follow(t, h, hub.Everything)
+				for _, s := range []*hub.Session{s, other, dev} {
+					if b, err := s.Next(t.Context()); err != nil || !b.Live {
+						t.Fatal(b, err)
+					}
+				}
+				time.Sleep(time.Second)
+				r.Until = time.Now().Add(time.Hour)
+				if err := h.Revoke(t.Context(), admin, r); err != nil {
+					t.Fatal(err)
+				}
+				write(t, h, put("todos", "1", `{}`))
+				if reason, items := ended(t, s); reason != hub.EndRevoked || items > 0 {
+					t.Errorf("its feed ended with %q after %d changes", reason, items)
+				}
+				if b, err := dev.Next(t.Context()); err != nil || len(b.Items) != 1 {
+					t.Errorf("a feed without a credential: %+v, %v", b, err)
+				}
+				if name != "all" {
+					if b, err := other.Next(t.Context()); err != nil || len(b.Items) != 1 {
+						t.Errorf("another's feed: %+v, %v", b, err)
+					}
+				}
+				time.Sleep(time.Second)
+				later := given("ann", "3", time.Hour)
+				for round := range 2 {
+					for what, err := range map[string]error{
+						"a feed":  second(h.Open(bad, "acme", nil, hub.SessionOptions{})),
+						"rows":    second(h.Rows(bad, "acme", "todos", "", 1)),
+						"a row":   second(h.Row(bad, "acme", "todos", "1")),
+						"a write": second(h.Write(t.Context(), bad, hub.Request{Tenant: "acme", Writes: []hub.Write{put("todos", "1", `{}`)}})),
+						"history": second(h.History(t.Context(), bad, "acme", hub.HistoryQuery{})),
+					} {
+						if code(err) != hub.Unauthenticated {
+							t.Errorf("%s by it: %v", what, err)
+						}
+					}
+					if _, err := h.Rows(later, "acme", "todos", "", 1); err != nil {
+						t.Errorf("a credential that was issued since: %v", err)
+					}
+					if round == 1 {
+						break
+					}
+					if err := h.Checkpoint(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					if err := h.Drain(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					if h, err = hub.Open(t.Context(), log, hub.Options{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				// It is forgotten when the credential would be over by itself.
+				time.Sleep(time.Hour)
+				bad.Expires = time.Now().Add(time.Hour)
+				if _, err := h.Rows(bad, "acme", "todos", "", 1); err != nil {
+					t.Errorf("the revocation is not forgotten: %v", err)
+				}
+				if err := h.Drain(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+// second is the error of a call.
+func second[T any](_ T, err error) error { return err }
+
+func TestOnlyWhoMayAdministerRevokes(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	for name, g := range map[string]hub.Grant{
+		"no admin":               {Tenant: "acme", Read: []string{"**"}, Write: []string{"**"}},
+		"of another tenant":      {Tenant: "other", Admin: true},
+		"of one, for all of all": {Tenant: "acme", Admin: true},
+	} {
+		tenant := "acme"
+		if name == "of one, for all of all" {
+			tenant = "*"
+		}
+		if err := h.Revoke(context.Background(), g, hub.Revocation{Tenant: tenant}); code(err) != hub.Forbidden {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, r := range map[string]hub.Revocation{
+		"both":          {Tenant: "acme", Subject: "a", ID: "b"},
+		"in the past":   {Tenant: "acme", Subject: "a", Until: time.Now().Add(-time.Second)},
+		"control":       {Tenant: "acme", Subject: "a\n"},
+		"bad tenant":    {Tenant: "a/b", Subject: "a"},
+		"no tenant":     {Subject: "a"},
+		"too far":       {Tenant: "acme", Until: time.Now().Add(2 * hub.MaxTTL)},
+		"too long a id": {Tenant: "acme", ID: string(make([]byte, 300))},
+	} {
+		if err := h.Revoke(context.Background(), hub.Grant{Tenant: "*", Admin: true}, r); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+	// Nobody gets at revocations by their collection.
+	if _, err := h.Rows(hub.Everything, "acme", "$revoked", "", 1); code(err) != hub.BadName {
+		t.Error(err)
+	}
+	if _, err := try(h, put("$revoked", "all", `{}`)); code(err) != hub.BadName {
+		t.Error(err)
+	}
+}
