@@ -26,6 +26,8 @@ type CLI struct {
 	Verify  VerifyCmd  `cmd:"" help:"Check a data directory, and tell what is damaged."`
 	Backup  BackupCmd  `cmd:"" help:"Write a backup, while the server runs."`
 	Restore RestoreCmd `cmd:"" help:"Make a data directory of a backup."`
+	Token   TokenCmd   `cmd:"" help:"Make a token, for development."`
+	Keys    KeysCmd    `cmd:"" help:"Make keys to sign tokens with."`
 	Version VersionCmd `cmd:"" help:"Show which version this is."`
 }
 
