@@ -7,7 +7,6 @@ import { CAREFUL, due, initial, quiet, step } from './machine.js'
 import { minus } from './rows.js'
 import { openStream } from './stream.js'
 import { openSocket } from './websocket.js'
-import { createWriter } from './writer.js'
 
 /** @typedef {import('./machine.js').Transport} Transport */
 /** @typedef {import('./machine.js').Stream} Stream */
@@ -119,6 +118,8 @@ const MOST = 256
 const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
 /** A write without an answer for so long, in ms, may be waiting for the connection that the feed holds. */
 const STUCK = 3000
+/** One try, in ms. Then the answer counts as lost. */
+const TRY = 30e3
 /** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
 const DEAF = 10e3
 
@@ -126,10 +127,13 @@ const DEAF = 10e3
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
  * Throws a TypeError for a url that is none.
  * @param {Options} options
- * @param {{createTabs?: (host: Host) => Tabs | undefined, createStore?: (host: Host) => Store | undefined}} [more]
+ * @param {object} more
+ * @param {typeof import('./writer.js').createWriter} more.createWriter
+ * @param {(host: Host) => Tabs | undefined} [more.createTabs]
+ * @param {(host: Host) => Store | undefined} [more.createStore]
  * @returns {Client}
  */
-export function createCore(options, { createTabs, createStore } = {}) {
+export function createCore(options, { createWriter, createTabs, createStore }) {
   // 128 random bits: an id that came twice would be taken for the write that it once was. No crypto.randomUUID, which
   // pages over plain http do not have.
   const token = crypto.getRandomValues(new Uint32Array(4)).join('')
@@ -490,11 +494,11 @@ export function createCore(options, { createTabs, createStore } = {}) {
 
   /**
    * @param {string} type
-   * @param {string} fields JSON
+   * @param {object} fields
    */
   function send(type, fields) {
     const id = `${++requests}`
-    links.stream?.connection?.send?.(`{"type":"${type}","id":"${id}",${fields.slice(1)}`)
+    links.stream?.connection?.send?.(JSON.stringify({ type, id, ...fields }))
     return id
   }
 
@@ -518,7 +522,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     for (const { feed, poll } of Object.values(links)) {
       const left = minus(feed.asked, followed)
       for (const name of left) feed.asked.delete(name)
-      if (left.length && !poll) send('unsubscribe', JSON.stringify({ collections: left }))
+      if (left.length && !poll) send('unsubscribe', { collections: left })
     }
     const { stream, poll } = links
     const told = !!(stream?.connection?.send && state.stage === 2)
@@ -539,7 +543,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     const added = minus(followed, feed.asked)
     if (!added.length) return
     const collections = added.map((name) => ({ name, cursor: find(name)?.ask() }))
-    const id = send('subscribe', JSON.stringify({ collections }))
+    const id = send('subscribe', { collections })
     for (const name of added) feed.asked.set(name, id)
   }
 
@@ -550,94 +554,99 @@ export function createCore(options, { createTabs, createStore } = {}) {
   /** @type {Tabs | undefined} */
   let tabs
 
-  /** What shows before its answer; and what would if it were followed. @type {Set<Write>} */
-  const shown = new Set()
-  /** @type {Set<Write>} */
-  const hidden = new Set()
   /** Settles when the writes of those that are gone are in line. @type {Promise<void> | undefined} */
   let past
 
-  /** Whether the last try of a write was. */
+  /** Whether the last try of a write went over a WebSocket. */
   let oversocket = false
+  /** Ends the try that is under way. */
+  let abort = new AbortController()
+
+  /** @type {import('./writer.js').Transmit} */
+  async function transmit(body, first) {
+    if (state.phase === 'closed') throw closed()
+    const open = () => links.stream?.connection?.send && state.stage === 2
+    // What was lost on a WebSocket goes on by POST: the next one would die of it again.
+    const socket = !!((first || !oversocket) && open())
+    oversocket = socket
+    abort = new AbortController()
+    const { signal } = abort
+    const timers = [
+      clock.after(socket ? DEAF : STUCK, () => {
+        act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' })
+        // It may wait for the connection that the WebSocket has.
+        if (open()) abort.abort('stuck')
+      }),
+      clock.after(TRY, () => abort.abort('no answer')),
+    ]
+    try {
+      const answer = socket
+        ? await new Promise((resolve) => replies.set(send('write', body), resolve))
+        : await (
+            await request(`${base}changes`, {
+              method: 'POST',
+              headers: { 'content-type': 'application/json' },
+              body: JSON.stringify(body),
+              signal,
+            })
+          ).json()
+      if (Array.isArray(answer.results)) return answer
+      throw problem(answer)
+    } finally {
+      for (const undo of timers) undo()
+    }
+  }
 
   const writer = createWriter({
     clock,
-    keep: (entry) => store?.keep(entry),
+    transmit,
     ready: () => !followed.size || /catching-up|live/.test(status.state),
-    transmit(body, first, signal) {
-      const open = () => links.stream?.connection?.send && state.stage === 2
-      // What was lost on a WebSocket goes on by POST: the next one would die of it again.
-      const socket = (first || !oversocket) && open()
-      oversocket = !!socket
-      return new Promise((resolve, reject) => {
-        const undo = clock.after(socket ? DEAF : STUCK, () => {
-          act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' })
-          // It may wait for the connection that the WebSocket has.
-          if (open()) reject('stuck')
-        })
-        const answer = socket
-          ? new Promise((resolve) => {
-              replies.set(send('write', body), resolve)
-            })
-          : request(`${base}changes`, {
-              method: 'POST',
-              headers: { 'content-type': 'application/json' },
-              body,
-              signal,
-            }).then((response) => response.json())
-        answer.finally(undo).then(resolve, reject)
-      })
-    },
+    keep: (entry) => store?.keep(entry),
     drop: (entry) => store?.drop(entry),
   })
-
-  /** @param {Write} change */
-  function guess(change) {
-    const member = followed.get(change.collection)
-    if (member) member.rows.guess(`${change.id}`, change)
-    else hidden.add(change)
-    shown.add(change)
-  }
-
-  /** Reports whether it showed, and had not come true. @param {Write} change */
-  function unguess(change) {
-    hidden.delete(change)
-    shown.delete(change)
-    return find(change.collection)?.unguess(`${change.id}`)
-  }
 
   /**
    * @param {import('./writer.js').Entry} entry
    * @param {boolean} optimistic
    */
-  async function send1(entry, optimistic) {
+  async function submit(entry, optimistic) {
     const { changes, atomic } = entry
-    if (optimistic) changes.forEach(guess)
+    const guess = () => {
+      if (optimistic) for (const change of changes) member(change.collection).rows.guess(`${change.id}`, change)
+    }
     try {
+      guess()
       settle()
-      await past
+      if (past) {
+        await past
+        // On top of what was written before.
+        guess()
+      }
       const answer = await writer.send(entry)
       if (atomic && refusal(answer)) throw problem(answer, 409)
       confirm(answer.cursor, changes, answer.results, find)
       return answer.results
+    } catch (cause) {
+      throw known(cause)
     } finally {
       // In one go with the answer, so that nothing flickers.
-      changes.forEach(unguess)
+      for (const { collection, id } of changes) find(collection)?.unguess(id)
       settle()
     }
   }
 
+  const closed = () => new TidemarkError('closed', 'the client was closed')
+
   /** @type {Client['write']} */
   async function write(writes, { atomic = true, optimistic = true } = {}) {
-    if (state.phase === 'closed') throw new TidemarkError('closed', 'the client was closed')
+    if (state.phase === 'closed') throw closed()
     const changes = writes.map((change) => ({
       ...change,
       id: change.id ?? `${token}-${++requests}`,
       // Made here, so that the row has its key from the first moment.
       key: change.key ?? (change.op === 'insert' ? uuid(clock.now()) : undefined),
     }))
-    const entry = { client, atomic, changes: JSON.parse(JSON.stringify(changes)) }
-    return send1(entry, optimistic)
+    return submit({ client, atomic, changes: JSON.parse(JSON.stringify(changes)) }, optimistic)
   }
 
   // The page around it.
@@ -674,6 +683,7 @@ export function createCore(options, { createTabs, createStore } = {}) {
     tabs?.close()
     leading = true
     act({ type: 'close' })
+    abort.abort()
     await Promise.all([...reading, store?.close()])
   }
 
@@ -729,11 +739,8 @@ export function createCore(options, { createTabs, createStore } = {}) {
   async function adopt() {
     if (state.phase === 'closed') return
     const entries = (await store?.adopt()) ?? []
-    // Those that were made here meanwhile are newer.
-    const newer = past ? [...shown].filter((change) => !hidden.has(change) && unguess(change)) : []
     past = undefined
-    for (const entry of entries) send1(entry, true).catch(report)
-    newer.forEach(guess)
+    for (const entry of entries) submit(entry, true).catch(report)
   }
 
   function use(transport = options.transport ?? 'auto') {
@@ -753,13 +760,10 @@ export function createCore(options, { createTabs, createStore } = {}) {
           if (on && !followed.has(name) && followed.size >= MOST) {
             throw new TidemarkError('too-many', `more than ${MOST} collections`)
           }
-          if (on) followed.set(name, member)
-          else followed.delete(name)
-          for (const change of hidden) {
-            if (!on || change.collection !== name) continue
-            hidden.delete(change)
-            guess(change)
-          }
+          if (on) {
+            followed.set(name, member)
+            member.rows.watch()
+          } else followed.delete(name)
           refollow()
         },
         write,

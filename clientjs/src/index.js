@@ -3,6 +3,7 @@
 import { createCore } from './client.js'
 import { createStore } from './store.js'
 import { createTabs } from './tabs.js'
+import { createWriter } from './writer.js'
 
 export { TidemarkError } from './errors.js'
 
@@ -12,7 +13,7 @@ export { TidemarkError } from './errors.js'
  * @param {import('./client.js').Options} options
  * @returns {import('./client.js').Client}
  */
-export const createClient = (options) => createCore(options, { createStore, createTabs })
+export const createClient = (options) => createCore(options, { createWriter, createTabs, createStore })
 
 /** @typedef {import('./client.js').Client} Client */
 /** @typedef {import('./client.js').Options} Options */

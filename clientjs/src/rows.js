@@ -56,6 +56,7 @@ export function createRows() {
   let ready = false
   let tell = false
   let begun = false
+  let watched = false
 
   /** @param {string} key */
   const ownSeq = (key) => own.get(key)?.seq ?? 0
@@ -214,21 +215,28 @@ export function createRows() {
       else store(key, seq, value)
     },
 
+    /** Somebody looks at the rows. Before that own writes do not show until they are confirmed, and part of them. */
+    watch() {
+      watched = true
+      for (const { key } of guesses.values()) mark(`${key}`)
+    },
+
     /**
-     * Shows a write before it has an answer; unguess takes it back, or makes room for the answer.
+     * Shows a write before it has an answer, on top of all others; unguess takes it back, or makes room for the answer.
      * @param {string} id
      * @param {Guess} guess
      */
     guess(id, guess) {
+      guesses.delete(id)
       guesses.set(id, guess)
       mark(`${guess.key}`)
     },
 
-    /** Reports whether it was still to come true. @param {string} id */
+    /** @param {string} id */
     unguess(id) {
       const guess = guesses.get(id)
       if (guess) mark(`${guess.key}`)
-      return guesses.delete(id)
+      guesses.delete(id)
     },
 
     /**
@@ -263,7 +271,7 @@ export function createRows() {
       const changes = []
       for (const [key, seq] of marked) {
         let value = current(key)?.value
-        for (const guess of guesses.values()) if (guess.key === key) value = apply(guess, value)
+        for (const guess of guesses.values()) if (watched && guess.key === key) value = apply(guess, value)
         const old = values.get(key)
         // An equal row keeps its object, so that whoever compares by identity sees no change either.
         if (same(old, value)) continue

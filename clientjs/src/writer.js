@@ -1,4 +1,4 @@
-import { known, problem, TidemarkError } from './errors.js'
+import { known, TidemarkError } from './errors.js'
 import { backoff } from './machine.js'
 
 /**
@@ -18,6 +18,11 @@ import { backoff } from './machine.js'
 /** @typedef {{cursor: string, results: Result[]}} Answer */
 
 /**
+ * Sends a request to write, once, and gives its answer. `first`: it was not tried before.
+ * @typedef {(request: Pick<Entry, 'client' | 'atomic' | 'changes'>, first: boolean) => Promise<Answer>} Transmit
+ */
+
+/**
  * A request to write, as it is kept: what is sent is the same whoever sends it, and however often.
  * @typedef {object} Entry
  * @property {string} client whose ids the changes bear
@@ -28,8 +33,6 @@ import { backoff } from './machine.js'
  * @property {any} [place] where a store keeps it
  */
 
-/** One try, in ms. Then the answer counts as lost. */
-const TRY = 30e3
 /**
  * A write that was sent so long ago, in ms, is not sent again: servers know the ids of what they took for an hour unless
  * told otherwise, and after that the same write would take effect twice.
@@ -46,7 +49,7 @@ const LENGTH = 2e5
  * @param {object} options
  * @param {import('./clock.js').Clock} options.clock
  * @param {() => boolean} options.ready whether it is worth a try
- * @param {(body: string, first: boolean, signal: AbortSignal) => Promise<any>} options.transmit
+ * @param {Transmit} options.transmit
  * @param {(entry: Entry) => unknown} [options.keep] resolves when the entry is safe
  * @param {(entry: Entry) => void} [options.drop]
  */
@@ -55,35 +58,11 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
   let running = false
   /** So many of the next are sent alone, because one of them is refused wherever it is. */
   let alone = 0
-  /** @type {{entry: Entry, text: string, kept: unknown, lost?: boolean, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
+  /** @type {{entry: Entry, length: number, kept: unknown, lost?: boolean, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
   const queue = []
-  /** @type {Set<(error: Error) => void>} */
-  const stops = new Set()
+  /** Ends the pause between two tries. */
+  let stop = () => {}
   const over = () => new TidemarkError('closed', 'the client was closed')
-
-  /**
-   * Settles as run does; rejects when the time is up, or resolves if there was nothing to run. Closing rejects it, too.
-   * @param {number} ms
-   * @param {(signal: AbortSignal) => Promise<any>} [run]
-   * @returns {Promise<any>}
-   */
-  const within = (ms, run) => {
-    const abort = new AbortController()
-    /** @type {(error: Error) => void} */
-    let stop
-    /** @type {() => void} */
-    let undo
-    return new Promise((resolve, reject) => {
-      stop = reject
-      stops.add(stop)
-      undo = clock.after(ms, () => (run ? reject('no answer') : resolve(0)))
-      run?.(abort.signal).then(resolve, reject)
-    }).finally(() => {
-      stops.delete(stop)
-      undo()
-      abort.abort()
-    })
-  }
 
   const wall = clock.wall ?? clock.now
 
@@ -100,9 +79,9 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
     let length = 0
     /** What was said of a row last. */
     const rows = new Map()
-    for (const { entry, text } of queue) {
-      length += text.length
-      const { changes, client } = entry
+    for (const one of queue) {
+      length += one.length
+      const { changes, client } = one.entry
       const { collection, key, op, if: condition } = changes[0]
       const row = `${collection} ${key}`
       const kind = condition !== undefined || op === 'insert' ? 'once' : op === 'modify' ? op : 'sure'
@@ -144,11 +123,9 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
           one.kept = Promise.resolve(one.kept).then(() => keep?.(one.entry))
         }
         await Promise.all(sent.map(({ kept }) => kept))
-        const changes = sent.map(({ text }) => text).join()
-        const body = `{"client":${JSON.stringify(entry.client)},"atomic":${entry.atomic && !sent[1]},"changes":[${changes}]}`
-        const first = !attempt++
-        const answer = await within(TRY, (signal) => transmit(body, first, signal))
-        if (!Array.isArray(answer.results)) throw problem(answer)
+        const { client, atomic } = entry
+        const changes = sent.flatMap(({ entry }) => entry.changes)
+        const answer = await transmit({ client, atomic: atomic && !sent[1], changes }, !attempt++)
         const { cursor, results } = answer
         done(({ resolve }, i) => resolve(sent[1] ? { cursor, results: [results[i]] } : answer))
       } catch (cause) {
@@ -157,7 +134,10 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         if (error.retry !== null) {
           // These two say that nothing was taken; after all else it may have been.
           if (error.status !== 429 && error.status !== 503) for (const one of sent) one.lost = true
-          await within(error.retry + backoff(attempt - 1, clock.random())).catch(() => {})
+          const pause = error.retry + backoff(attempt - 1, clock.random())
+          await new Promise((resolve) => {
+            stop = clock.after(pause, () => resolve(0))
+          })
         } else if (sent[1]) alone = sent.length
         // What was not let in now may have got in before; but what did would not be in conflict.
         else if (entry.at && sent[0].lost)
@@ -180,7 +160,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
       return new Promise((resolve, reject) => {
         // Safe from the start, because it may be long until there is a network.
         if (ready() && !queue.length) entry.at ??= wall()
-        queue.push({ entry, text: JSON.stringify(entry.changes).slice(1, -1), kept: keep?.(entry), resolve, reject })
+        queue.push({ entry, length: JSON.stringify(entry.changes).length, kept: keep?.(entry), resolve, reject })
         run()
       })
     },
@@ -188,7 +168,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
     /** Gives up what is under way. */
     close() {
       closed = true
-      for (const stop of stops) stop(over())
+      stop()
       for (const { reject } of queue) reject(over())
     },
   }

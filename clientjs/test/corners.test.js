@@ -4,6 +4,7 @@ import { test } from 'node:test'
 import { createCore } from '../src/client.js'
 import { createClient } from '../src/index.js'
 import { createRows } from '../src/rows.js'
+import { createWriter } from '../src/writer.js'
 import { FakeClock, turns } from './clock.js'
 import { live, Wire } from './wire.js'
 
@@ -105,7 +106,7 @@ test('writes of a page that is gone go before those that its successor makes in 
   }
   const client = createCore(
     { url: 'http://tide.test', tenant: 'demo', transport: 'poll', fetch: wire.fetch, clock: new FakeClock() },
-    { createStore: store([/** @type {any} */ (old)], new Promise((resolve) => (read = resolve))) },
+    { createWriter, createStore: store([/** @type {any} */ (old)], new Promise((resolve) => (read = resolve))) },
   )
   client.onError(() => {})
   client
@@ -127,7 +128,7 @@ test('a write that was sent too long ago is not sent again in the company of a n
   const old = { client: 'c', atomic: true, at: clock.now() - 2 * 3600e3, changes: [change] }
   const client = createCore(
     { url: 'http://tide.test', tenant: 'demo', transport: 'poll', client: 'c', fetch: wire.fetch, clock },
-    { createStore: store([/** @type {any} */ (old)]) },
+    { createWriter, createStore: store([/** @type {any} */ (old)]) },
   )
   client.onError(() => {})
   const todos = client.collection('todos')
