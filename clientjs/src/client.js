@@ -86,7 +86,7 @@ import { openSocket } from './websocket.js'
  * @property {string} token names this client among all
  * @property {Map<string, Member>} followed
  * @property {(name: string) => Member} member
- * @property {() => Promise<string>} scope resolves with what tells apart those who must not share
+ * @property {() => string | undefined | Promise<string | undefined>} bearer the credential
  * @property {(facts: Fact[]) => void} apply takes what another tab has heard
  * @property {(lead: boolean) => void} lead whether this client connects itself
  * @property {() => Promise<void>} adopt
@@ -130,7 +130,7 @@ const DEAF = 10e3
  * @param {object} more
  * @param {typeof import('./writer.js').createWriter} more.createWriter
  * @param {(host: Host) => Tabs | undefined} [more.createTabs]
- * @param {(host: Host) => Store | undefined} [more.createStore]
+ * @param {(host: Host) => Promise<Store | void> | undefined} [more.createStore] rejects never
  * @returns {Client}
  */
 export function createCore(options, { createWriter, createTabs, createStore }) {
@@ -223,7 +223,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       const batch = facts
       facts = []
       tabs?.heard(batch)
-      store?.heard(batch)
+      stored((store) => store.heard(batch))
     }
     if (leading || !status) {
       const { phase, since, reason, why, stream, stage, fixed, order } = state
@@ -510,7 +510,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     scheduled = true
     queueMicrotask(async () => {
       // What was kept comes first, so that the server is asked for no more than what is new.
-      for (const [name, { rows }] of followed) await store?.load(name, rows)
+      for (const [name, { rows }] of followed) await stored((store) => store.load(name, rows))
       scheduled = false
       want()
       tabs?.follow()
@@ -549,8 +549,13 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
 
   // Writes.
 
-  /** @type {Store | undefined} */
+  /** @type {Promise<Store | void> | undefined} */
   let store
+  /**
+   * @template T
+   * @param {(store: Store) => T} act
+   */
+  const stored = (act) => store?.then((store) => (store ? act(store) : undefined))
   /** @type {Tabs | undefined} */
   let tabs
 
@@ -601,8 +606,8 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     clock,
     transmit,
     ready: () => !followed.size || /catching-up|live/.test(status.state),
-    keep: (entry) => store?.keep(entry),
-    drop: (entry) => store?.drop(entry),
+    keep: (entry) => stored((store) => store.keep(entry)),
+    drop: (entry) => stored((store) => store.drop(entry)),
   })
 
   /**
@@ -684,7 +689,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     leading = true
     act({ type: 'close' })
     abort.abort()
-    await Promise.all([...reading, store?.close()])
+    await Promise.all([...reading, stored((store) => store.close())])
   }
 
   /** @type {Host} */
@@ -698,17 +703,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     get status() {
       return status
     },
-    async scope() {
-      for (;;) {
-        try {
-          return JSON.stringify([`${base}`, options.user ?? '', who(await bearer())])
-        } catch (error) {
-          // Without a network there may be no credential yet.
-          if (state.phase === 'closed') throw error
-          await new Promise((resolve) => clock.after(1000, () => resolve(0)))
-        }
-      }
-    },
+    bearer,
     apply(facts) {
       for (const fact of facts) fold(fact, find)
       settle()
@@ -738,7 +733,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** Writes of tabs that are gone go on as ours. */
   async function adopt() {
     if (state.phase === 'closed') return
-    const entries = (await store?.adopt()) ?? []
+    const entries = (await stored((store) => store.adopt())) ?? []
     past = undefined
     for (const entry of entries) submit(entry, true).catch(report)
   }
@@ -797,20 +792,4 @@ function uuid(now) {
     .join('')
   const hex = `${Math.floor(now).toString(16).padStart(12, '0')}7${random.slice(1, 4)}${'89ab'[random.charCodeAt(0) % 4]}${random.slice(5)}`
   return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12}).*/, '$1-$2-$3-$4-$5')
-}
-
-/**
- * Who a token is for, and what it allows, as far as it says so: tabs with tokens that allow different things share
- * nothing. What changes with each token does not count.
- * @param {string} [token] a JWT; anything else says nothing
- */
-function who(token) {
-  try {
-    const { exp, iat, nbf, jti, ...claims } = JSON.parse(
-      atob(`${token}`.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')),
-    )
-    return JSON.stringify(claims)
-  } catch {
-    return ''
-  }
 }

@@ -1,11 +1,20 @@
 // Tidemark's JavaScript client: local collections, kept in step with a server. Everything public is exported here.
 
 import { createCore } from './client.js'
-import { createStore } from './store.js'
+import { scope } from './scope.js'
 import { createTabs } from './tabs.js'
 import { createWriter } from './writer.js'
 
 export { TidemarkError } from './errors.js'
+
+/**
+ * Whoever asks for no store does not load what makes one.
+ * @param {import('./client.js').Host} host
+ */
+const createStore = (host) =>
+  host.options.persist && globalThis.indexedDB
+    ? import('./store.js').then(({ createStore }) => createStore(host, scope(host)), host.report)
+    : undefined
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.

@@ -10,12 +10,12 @@ const PATIENCE = 2000
  * is never a cursor without its rows. Whoever leads writes rows; writes are kept by the tab that made them, and adopted
  * by another when that one is gone.
  * @param {import('./client.js').Host} host
- * @returns {import('./client.js').Store | undefined}
+ * @param {Promise<string>} scope names the database
+ * @returns {import('./client.js').Store}
  */
-export function createStore(host) {
-  const { options, clock, token, member } = host
+export function createStore(host, scope) {
+  const { clock, token, member } = host
   const { indexedDB, navigator } = globalThis
-  if (!options.persist || !indexedDB) return
 
   /** What differs from what is on disk: keys, or undefined for perhaps all of it. @type {Map<string, Set<string> | undefined>} */
   const dirty = new Map()
@@ -34,7 +34,7 @@ export function createStore(host) {
   navigator?.locks?.request(lock(token), () => alive).catch(() => {})
 
   /** @type {Promise<IDBDatabase>} */
-  const opened = host.scope().then(
+  const opened = scope.then(
     (scope) =>
       new Promise((resolve, reject) => {
         const request = indexedDB.open(`tidemark ${scope}`, 1)

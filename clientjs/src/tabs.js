@@ -1,3 +1,5 @@
+import { scope } from './scope.js'
+
 /** @typedef {import('./feed.js').Fact} Fact */
 /** @typedef {import('./client.js').Status} Status */
 
@@ -249,7 +251,7 @@ export function createTabs(host) {
     if (!closed) undo = clock.after(PING, look)
   }
 
-  host.scope().then(
+  scope(host).then(
     (scope) => {
       if (closed) return
       name = `tidemark 1 ${scope}`

@@ -11,7 +11,7 @@ import { live, Wire } from './wire.js'
 /** @typedef {import('../src/writer.js').Entry} Entry */
 
 /** A store of a past that a test makes up. @param {Entry[]} orphans @param {Promise<unknown>} [ready] */
-const store = (orphans, ready) => () => ({
+const store = (orphans, ready) => async () => ({
   load: async () => {},
   heard: () => {},
   keep: async () => {},
