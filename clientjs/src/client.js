@@ -87,7 +87,7 @@ import { openSocket } from './websocket.js'
  * @property {Map<string, Member>} followed
  * @property {(name: string) => Member} member
  * @property {() => string | undefined | Promise<string | undefined>} bearer the credential
- * @property {(facts: Fact[]) => void} apply takes what another tab has heard
+ * @property {(facts: Fact[], names: Set<string>) => void} apply takes what another tab has heard of these
  * @property {(lead: boolean) => void} lead whether this client connects itself
  * @property {() => Promise<void>} adopt
  * @property {() => void} wake looks whether anything is due
@@ -470,7 +470,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
           live = false
         }
         if (type === 'end') {
-          throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', { retry: frame.retry, said: true })
+          throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', {
+            retry: frame.retry ?? null,
+            said: true,
+          })
         }
         const reply = replies.get(id)
         replies.delete(id)
@@ -704,8 +707,8 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       return status
     },
     bearer,
-    apply(facts) {
-      for (const fact of facts) fold(fact, find)
+    apply(facts, names) {
+      for (const fact of facts) fold(fact, (name) => (names.has(name) ? find(name) : undefined))
       settle()
     },
     lead(on) {

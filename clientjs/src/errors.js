@@ -8,25 +8,27 @@
 export class TidemarkError extends Error {
   name = 'TidemarkError'
 
+  /** The HTTP status; 0 where there was no answer. */
+  status = 0
+  /** Of a refused write: the sequence of the row as it stands, if there is one. @type {number | undefined} */
+  seq
+  /** Of a refused write: the row as it stands. @type {any} */
+  value
+  /** In how many ms the same may succeed, at the soonest; null: not before somebody changes something. @type {number | null} */
+  retry = null
+  /** Whether these were a feed's last words. @type {boolean | undefined} */
+  said
+
   /**
    * @param {string} code
    * @param {string} detail what happened, and what to do about it
    * @param {{status?: number, seq?: number, value?: any, retry?: number | null, said?: boolean}} [more]
    */
-  constructor(code, detail, { status = 0, seq, value, retry = null, said } = {}) {
+  constructor(code, detail, more) {
     super(detail)
+    Object.assign(this, more)
     this.code = code
     this.detail = detail
-    /** The HTTP status; 0 where there was no answer. */
-    this.status = status
-    /** Of a refused write: the sequence of the row as it stands, if there is one. */
-    this.seq = seq
-    /** Of a refused write: the row as it stands. */
-    this.value = value
-    /** In how many ms the same may succeed, at the soonest; null: not before somebody changes something. */
-    this.retry = retry
-    /** Whether these were a feed's last words. */
-    this.said = said
   }
 }
 

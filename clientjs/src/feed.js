@@ -11,11 +11,17 @@ import { badFrame, DONE } from './errors.js'
  */
 
 /**
- * What frames come to: the same whether they came over a connection of our own or through another tab. Changes are a
- * whole transaction, and move the cursors of their collections to seq. As data, so that it can be handed on.
- * @typedef {{type: 'changes', epoch: string, seq: number, changes: {collection: string, key: string, seq: number, value?: any, id?: string}[]}
- *   | {type: 'live' | 'next', epoch: string, names: string[], seq: number}
- *   | {type: 'reset' | 'cover', epoch: string, names: string[], seq?: undefined}} Fact
+ * What frames come to: the same whether they came over a connection of our own or through another tab. As data, so that
+ * it can be handed on.
+ *
+ * - `cover`: these collections are heard from here on. `reset`: and from their beginning.
+ * - `next`: they have come to seq, by these changes, which are a whole transaction.
+ * - `live`: and that is all there is.
+ *
+ * @typedef {{collection: string, key: string, seq: number, value?: any, id?: string}} Changed
+ * @typedef {{epoch: string, names: string[]} & (
+ *   {type: 'reset' | 'cover', seq?: undefined, changes?: undefined}
+ *   | {type: 'next' | 'live', seq: number, changes?: Changed[]})} Fact
  */
 
 /** @typedef {import('./rows.js').Rows} Rows */
@@ -35,7 +41,7 @@ export function createFeed(apply) {
    * @type {Map<string, string>}
    */
   const asked = new Map()
-  /** @type {any[]} the changes of a transaction, until its last one is here */
+  /** @type {Changed[]} the changes of a transaction, until its last one is here */
   let pending = []
 
   /** @param {Iterable<string>} names */
@@ -64,7 +70,7 @@ export function createFeed(apply) {
         if (more) return false
         const changes = pending
         pending = []
-        return apply({ type: 'changes', epoch, seq, changes })
+        return apply({ type: 'next', epoch, seq, names: changes.map(({ collection }) => collection), changes })
       }
       if (type === 'reset') apply({ type, epoch, names: covered(frame.collections ?? []) })
       else if (type === 'open' || type === 'done') {
@@ -75,8 +81,8 @@ export function createFeed(apply) {
         if (epoch) apply({ type: 'cover', epoch, names })
       } else if (type === 'live' || type === 'next') {
         const [of, seq] = split(cursor)
-        if (!epoch || of !== epoch || !(seq >= 0)) throw badFrame('no cursor')
-        return apply({ type, epoch, names: covered(asked.keys()), seq }) && type === 'next'
+        if (of !== epoch || !(seq >= 0)) throw badFrame('no cursor')
+        return apply({ type, epoch, names: covered(asked.keys()), seq })
       }
       return false
     },
@@ -84,29 +90,20 @@ export function createFeed(apply) {
 }
 
 /**
- * Applies a fact to the rows that are followed. Reports whether a cursor moved.
+ * Applies a fact to the rows that are followed. Reports whether a cursor moved, other than by a mere `live`.
  * @param {Fact} fact
  * @param {(collection: string) => Rows | undefined} find
  */
-export function fold(fact, find) {
-  const { type, epoch } = fact
+export function fold({ type, epoch, names, seq, changes = [] }, find) {
   let moved = false
-  /** Facts of a log that was left are nothing to its successor. @param {string} name */
+  /** Facts of a log that was left are nothing to its successor. @param {string} name @returns {any} */
   const rows = (name) => {
     const found = find(name)
-    return found?.table.epoch === epoch ? found : undefined
+    return seq === undefined || found?.table.epoch === epoch ? found : undefined
   }
-  if (type === 'changes') {
-    const { changes, seq } = fact
-    // First all rows, then the cursors: below a cursor nothing is news, so it must not move inside a transaction.
-    for (const c of changes) rows(c.collection)?.put(c.key, c.seq, c.value, c.id)
-    for (const c of changes) if (rows(c.collection)?.next(seq)) moved = true
-  } else {
-    for (const name of fact.names) {
-      if (fact.seq === undefined) find(name)?.[fact.type](epoch)
-      else if (rows(name)?.[fact.type](fact.seq)) moved = true
-    }
-  }
+  // First all rows, then the cursors: below a cursor nothing is news, so it must not move inside a transaction.
+  for (const c of changes) rows(c.collection)?.put(c.key, c.seq, c.value, c.id)
+  for (const name of names) if (rows(name)?.[type](seq ?? epoch)) moved = true
   return moved
 }
 

@@ -3,27 +3,26 @@
  * @template T
  */
 export function createListeners() {
-  /** @type {Set<{fn: (value: T) => void}>} */
-  const entries = new Set()
+  /** @type {Set<(value: T) => void>} */
+  const all = new Set()
   return {
     /** @param {(value: T) => void} fn */
     add(fn) {
-      const entry = { fn }
-      entries.add(entry)
+      const own = (/** @type {T} */ value) => fn(value)
+      all.add(own)
       return () => {
-        entries.delete(entry)
+        all.delete(own)
       }
     },
     /** How many there are. */
     get size() {
-      return entries.size
+      return all.size
     },
     /** @param {T} value */
     tell(value) {
-      for (const entry of [...entries]) {
-        if (!entries.has(entry)) continue
+      for (const own of [...all]) {
         try {
-          entry.fn(value)
+          if (all.has(own)) own(value)
         } catch (error) {
           // It surfaces as an unhandled rejection, and costs neither the feed nor the others.
           Promise.reject(error)

@@ -139,18 +139,12 @@ export function createStore(host, scope) {
     },
 
     heard(facts) {
-      for (const fact of facts) {
-        if (fact.type === 'changes') {
-          for (const { collection, key } of fact.changes) {
-            if (!dirty.has(collection)) dirty.set(collection, new Set())
-            dirty.get(collection)?.add(key)
-          }
-        } else {
-          for (const name of fact.names) {
-            if (fact.type === 'reset') dirty.set(name, undefined)
-            else if (fact.type !== 'cover' && !dirty.has(name)) dirty.set(name, new Set())
-          }
+      for (const { type, names, changes = [] } of facts) {
+        for (const name of names) {
+          if (type === 'reset') dirty.set(name, undefined)
+          else if (type !== 'cover' && !dirty.has(name)) dirty.set(name, new Set())
         }
+        for (const { collection, key } of changes) dirty.get(collection)?.add(key)
       }
       if (pending) return
       pending = true

@@ -26,7 +26,7 @@ export function openStream(request, url, sse, onLines) {
     })
     /** @type {string[]} */
     let lines = []
-    const parser = createLines((line) => {
+    const feed = createLines((line) => {
       if (!sse) lines.push(line)
       else if (line.startsWith('data:')) lines.push(line.slice(5))
     })
@@ -39,7 +39,7 @@ export function openStream(request, url, sse, onLines) {
           throw known(cause, 'cut off')
         })) ?? {}
       if (!value) return
-      parser.feed(decoder.decode(value, { stream: true }))
+      feed(decoder.decode(value, { stream: true }))
       onLines(lines)
       lines = []
     }

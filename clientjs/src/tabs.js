@@ -100,13 +100,16 @@ export function createTabs(host) {
         if (cursor === '' || !rows.ready || rows.staged) continue
         names.set(name, '')
         const [of, at = 0] = cursor?.split('-') ?? []
+        // From as far as it has come already, or from the beginning.
+        const known = of === epoch && +at >= seq
+        const all = { epoch, names: [name] }
+        const changes = known ? [] : [...rows.table.rows].map(([key, row]) => ({ collection: name, key, ...row }))
         /** @type {Fact[]} */
-        const facts = [{ type: 'cover', epoch, names: [name] }]
-        if (of !== epoch || +at < seq) {
-          const changes = [...rows.table.rows].map(([key, row]) => ({ collection: name, key, ...row }))
-          facts.push({ type: 'reset', epoch, names: [name] }, { type: 'changes', epoch, seq, changes })
-          facts.push({ type: 'live', epoch, names: [name], seq })
-        } else facts.push({ type: 'live', epoch, names: [name], seq: +at })
+        const facts = [
+          { type: known ? 'cover' : 'reset', ...all },
+          { type: 'next', ...all, seq, changes },
+          { type: 'live', ...all, seq: known ? +at : seq },
+        ]
         post({ type: 'facts', to, facts, joins: [name] })
       }
     }
@@ -154,13 +157,7 @@ export function createTabs(host) {
       tell()
     } else if (type === 'facts') {
       for (const name of message.joins) joined.add(name)
-      host.apply(
-        message.facts.map((fact) =>
-          fact.type === 'changes'
-            ? { ...fact, changes: fact.changes.filter((c) => joined.has(c.collection)) }
-            : { ...fact, names: fact.names.filter((name) => joined.has(name)) },
-        ),
-      )
+      host.apply(message.facts, joined)
       tell()
     }
   }
