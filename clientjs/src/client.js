@@ -151,15 +151,16 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   const errorListeners = createListeners()
 
   /**
-   * One connection. A link that was dropped may still speak; it is not heard.
-   * @typedef {{poll: boolean, feed: ReturnType<typeof createFeed>, connection?: Connection, last: string, tick: boolean}} Link
+   * What is connected: what it was asked for, as its feed says, and its ends once it has them. One that was dropped is
+   * here no more; it may still speak, but is not heard.
+   * @typedef {{transport: Transport, asked: Map<string, string>, connection?: Connection}} Link
+   * @type {{poll?: Link, stream?: Link}}
    */
-  /** @type {{poll?: Link, stream?: Link}} */
   const links = {}
   /** @type {string | undefined} */
   let cursor
-  /** Who waits for its answer to which write. @type {Map<string, (frame: Frame) => void>} */
-  const replies = new Map()
+  /** The write that was sent over the WebSocket, and waits for its answer. */
+  let sent = { id: '', answer: (/** @type {any} */ _) => {} }
   let requests = 0
   /** The credential, once it was asked for. @type {string | undefined | Promise<string | undefined>} */
   let credential
@@ -177,8 +178,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   let leading = true
   /** Answers from the past may be taken from a cache once, but not by whoever was further already. */
   let lived = false
-  /** Whether a browser has had time to note which HTTP it was; and which, once it has. */
-  let noticed = false
+  /** Which HTTP it is, once that is known. */
   let protocol = ''
 
   let state = initial([], false, heartbeat, clock.now())
@@ -189,7 +189,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   let timer
   let scheduled = false
   /** @type {Set<Promise<void>>} */
-  const reading = new Set()
+  const running = new Set()
   /** Facts for others, until all that came together is in place. @type {Fact[]} */
   let facts = []
 
@@ -206,8 +206,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     state = next
     if (state.net !== net) remember()
     for (const effect of effects) {
-      const kind = /stream/.test(effect) ? 'stream' : 'poll'
-      drop(kind)
+      const kind = /** @type {'poll' | 'stream'} */ (effect.replace('no ', ''))
+      links[kind]?.connection?.close()
+      delete links[kind]
+      if (kind === 'stream') sent.answer({})
       if (effect === kind) open(kind)
     }
     if (timer) timer()
@@ -303,12 +305,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** A WebSocket costs no connection of the six that HTTP/1.1 has for a page; HTTP/2 has as many as one likes. */
   function order() {
     const { transport = 'auto' } = options
-    if (!protocol) {
-      // A page may have thousands of entries, so they are looked through until the answer is there, and not after.
-      /** @type {any[]} */
-      const entries = performance.getEntries?.() ?? []
-      protocol = entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol)?.nextHopProtocol ?? ''
-    }
+    // A page may have thousands of entries, so they are looked through until the answer is there, and not after.
+    /** @type {any[]} */
+    const entries = (!protocol && performance.getEntries?.()) || []
+    protocol ||= entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol)?.nextHopProtocol ?? ''
     /** @type {Stream[]} */
     const streams = /^h[23]/.test(protocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
     return streams.filter((s) => (transport === 'auto' ? s === 'sse' || WebSocket : s === transport))
@@ -338,170 +338,147 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     throw problem(await response.json().catch(() => ({})), response.status, retry)
   }
 
-  /** @param {'poll' | 'stream'} kind */
-  function open(kind) {
+  /**
+   * Connects for all that is followed, and stays until the connection is over.
+   * @param {'poll' | 'stream'} kind
+   */
+  async function open(kind) {
     const poll = kind === 'poll'
-    const transport = poll ? kind : state.stream
+    const transport = poll ? kind : /** @type {Stream} */ (state.stream)
+    const feed = createFeed(apply)
+    const { asked } = feed
     /** @type {Link} */
-    const link = { poll, feed: createFeed(apply), last: '', tick: false }
+    const link = { transport, asked }
     links[kind] = link
+    const mine = () => links[kind] === link
+    /** The last frame that says how far a poll has come. */
+    let last = ''
+    let ticked = false
+    /** Whether it carries all that is followed. While a `subscribe` is under way, live is not said of it. */
+    const covers = () => [...followed.keys()].every((name) => asked.get(name) === '')
 
-    /**
-     * @template T
-     * @param {(arg: T) => void} fn
-     */
-    const heard = (fn) => (/** @type {T} */ arg) => {
-      if (links[kind] === link) fn(arg)
-    }
-    const lost = heard((/** @type {unknown} */ cause) => failed(link, cause))
-    const lines = heard((/** @type {string[]} */ lines) => receive(link, lines))
-
-    /** @type {any} */
-    const query = { transport, heartbeat: quiet(state, state.deaths ? CAREFUL : heartbeat, 3) }
-    if (transport === 'websocket') {
-      const socket = async () => {
-        if (getToken) query.ticket = (await (await request(`${base}tickets`, { method: 'POST' })).json()).ticket
-        if (links.stream !== link) return
-        link.connection = openSocket(
-          WebSocket,
-          `${base}feed?${new URLSearchParams(query)}`,
-          () => heard(subscribe)(undefined),
-          lines,
-          lost,
-        )
+    /** @param {unknown} cause */
+    const fail = (cause) => {
+      if (!mine()) return
+      const error = known(cause)
+      const { code, status, said } = error
+      let { retry } = error
+      if (said && getToken) {
+        credential = undefined
+        // It may have been the credential's end, and the next one may do.
+        if (!renewed) retry ??= 0
+        renewed = true
       }
-      socket().catch(lost)
-      return
+      if (poll && !bare && status === 400) {
+        // Perhaps the query was lost on the way.
+        bare = '/'
+        retry = 0
+      }
+      act({ type: 'over', poll, reason: code, retry, said })
+      if (state.phase === 'denied' || code === 'bad-frame') report(error)
     }
-    if (poll) query.wait = state.wait
-    if (poll && state.limit) query.limit = state.limit
-    if (lived) query._ = `${token}${++requests}`
-    const search = new URLSearchParams(query)
-    for (const [name, { rows }] of followed) {
-      link.feed.asked.set(name, '')
-      const cursor = rows.ask()
-      search.append('c', cursor ? `${name}@${cursor}` : name)
-    }
-    const url = `${base}feed${bare || '?'}${search}`
-    const stream = openStream(request, url, !poll, lines)
-    link.connection = stream
-    const done = stream.done.then(
-      heard(async () => {
-        // Browsers note a moment later which HTTP it was.
-        const page = performance.getEntriesByType?.('navigation').length
-        if (poll && !noticed && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
-        noticed = true
-        if (poll) state = { ...state, order: order() }
-        heard(act)({ type: 'answered', poll, last: link.last })
-      }),
-      lost,
-    )
-    reading.add(done)
-    done.finally(() => reading.delete(done))
-  }
 
-  /** @param {'poll' | 'stream'} kind */
-  function drop(kind) {
-    const link = links[kind]
-    if (!link) return
-    delete links[kind]
-    link.connection?.close()
-    if (link.poll) return
-    for (const reply of replies.values()) reply({ type: '' })
-    replies.clear()
-  }
-
-  /**
-   * @param {Link} link
-   * @param {unknown} cause
-   */
-  function failed(link, cause) {
-    const error = known(cause)
-    const { code, status, said } = error
-    let { retry } = error
-    if (said && getToken) {
-      credential = undefined
-      // It may have been the credential's end, and the next one may do.
-      if (!renewed) retry ??= 0
-      renewed = true
+    /** @param {string[]} lines that came together */
+    const receive = (lines) => {
+      const texts = lines.filter((line) => line.trim())
+      if (!mine() || !texts.length) return
+      let heartbeat = 0
+      let live = false
+      let news = 0
+      /** @type {unknown} */
+      let error
+      try {
+        for (const text of texts) {
+          /** @type {Frame} */
+          const frame = JSON.parse(text)
+          const { type, id } = frame
+          if (feed.take(frame)) news++
+          if (type === 'open') {
+            heartbeat = frame.heartbeat ?? 0
+            arrive(frame.network ?? '')
+          }
+          if (type === 'tick') ticked = true
+          if (type === 'next') last = type
+          if (type === 'live') {
+            last = type
+            cursor = frame.cursor
+            live = covers()
+            lived ||= live
+            if (live) renewed = false
+          }
+          if (type === 'reset') {
+            news = -Infinity
+            live = false
+          }
+          if (type === 'end') {
+            throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', {
+              retry: frame.retry ?? null,
+              said: true,
+            })
+          }
+          if (id && id === sent.id) sent.answer(frame)
+          else if (type === 'error') {
+            // What can't be followed ends the feed, as it would on the other transports.
+            const error = problem(frame)
+            if ([...asked.values()].includes(`${id}`)) throw error
+            report(error)
+          }
+        }
+      } catch (cause) {
+        error = known(cause, 'bad-frame')
+      }
+      // Whoever was told something may have changed the transport meanwhile. The test of time may be passed before the
+      // subscription is answered, on a long way.
+      if (mine()) act({ type: 'heard', poll, heartbeat, live, news, tick: ticked && covers() })
+      if (error) fail(error)
     }
-    if (link.poll && !bare && status === 400) {
-      // Perhaps the query was lost on the way.
-      bare = '/'
-      retry = 0
-    }
-    act({ type: 'over', poll: link.poll, reason: code, retry, said })
-    if (state.phase === 'denied' || code === 'bad-frame') report(error)
-  }
 
-  /**
-   * @param {Link} link
-   * @param {string[]} lines that came together
-   */
-  function receive(link, lines) {
-    const mine = () => links[link.poll ? 'poll' : 'stream'] === link
-    const texts = lines.filter((line) => line.trim())
-    let heartbeat = 0
-    let live = false
-    let news = 0
-    /** @type {unknown} */
-    let error
     try {
-      for (const text of texts) {
-        /** @type {Frame} */
-        const frame = JSON.parse(text)
-        const { type, id = '0' } = frame
-        if (link.feed.take(frame)) news++
-        if (type === 'open') {
-          heartbeat = frame.heartbeat ?? 0
-          arrive(frame.network ?? '')
+      const search = new URLSearchParams({
+        transport,
+        heartbeat: `${quiet(state, state.deaths ? CAREFUL : heartbeat, 3)}`,
+      })
+      if (poll) search.append('wait', `${state.wait}`)
+      if (poll && state.limit) search.append('limit', `${state.limit}`)
+      if (lived) search.append('_', `${token}${++requests}`)
+      if (transport !== 'websocket') {
+        for (const [name, { rows }] of followed) {
+          asked.set(name, '')
+          const cursor = rows.ask()
+          search.append('c', cursor ? `${name}@${cursor}` : name)
         }
-        if (type === 'tick') link.tick = true
-        if (type === 'next') link.last = type
-        if (type === 'live') {
-          link.last = type
-          cursor = frame.cursor
-          live = covers(link)
-          lived ||= live
-          if (live) renewed = false
-        }
-        if (type === 'reset') {
-          news = -Infinity
-          live = false
-        }
-        if (type === 'end') {
-          throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', {
-            retry: frame.retry ?? null,
-            said: true,
-          })
-        }
-        const reply = replies.get(id)
-        replies.delete(id)
-        if (reply) reply(frame)
-        else if (type === 'error') {
-          // What can't be followed ends the feed, as it would on the other transports.
-          const error = problem(frame)
-          if ([...link.feed.asked.values()].includes(id)) throw error
-          report(error)
-        }
+      } else if (getToken) {
+        const answer = await request(`${base}tickets`, { method: 'POST' })
+        search.append('ticket', (await answer.json()).ticket)
+        if (!mine()) return
       }
+      const url = `${base}feed${bare || '?'}${search}`
+      link.connection =
+        transport === 'websocket'
+          ? openSocket(WebSocket, url, () => mine() && subscribe(), receive)
+          : openStream(request, url, !poll, receive)
+      const { done } = link.connection
+      running.add(done)
+      await done.finally(() => running.delete(done))
+      // Pages note a moment later which HTTP it was.
+      const page = performance.getEntriesByType?.('navigation').length
+      if (poll && !protocol && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
+      if (!mine()) return
+      if (poll) state = { ...state, order: order() }
+      act({ type: 'answered', poll, last })
     } catch (cause) {
-      error = known(cause, 'bad-frame')
+      fail(cause)
     }
-    // The test of time may be passed before the subscription is answered, on a long way.
-    const tick = link.tick && covers(link)
-    // Whoever was told something may have changed the transport meanwhile.
-    if (mine() && texts.length) act({ type: 'heard', poll: link.poll, heartbeat, live, news, tick })
-    if (mine() && error) failed(link, error)
   }
 
   /**
+   * @param {Link} link
    * @param {string} type
    * @param {object} fields
    */
-  function send(type, fields) {
+  function send({ connection }, type, fields) {
     const id = `${++requests}`
-    links.stream?.connection?.send?.(JSON.stringify({ type, id, ...fields }))
+    connection?.send?.(JSON.stringify({ type, id, ...fields }))
     return id
   }
 
@@ -522,32 +499,26 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
 
   function want() {
     if (!leading) return
-    for (const { feed, poll } of Object.values(links)) {
-      const left = minus(feed.asked, followed)
-      for (const name of left) feed.asked.delete(name)
-      if (left.length && !poll) send('unsubscribe', { collections: left })
+    let changed = false
+    for (const link of Object.values(links)) {
+      const { transport, asked, connection } = link
+      const left = minus(asked, followed)
+      for (const name of left) asked.delete(name)
+      if (left.length) send(link, 'unsubscribe', { collections: left })
+      // A WebSocket that is not open yet will be told of everything once it is.
+      if (transport !== 'websocket' || connection?.send) changed ||= minus(followed, asked).length > 0
     }
-    const { stream, poll } = links
-    const told = !!(stream?.connection?.send && state.stage === 2)
-    // A WebSocket that is not open yet will be told of everything once it is.
-    const lacks = (/** @type {Link} */ { poll, feed, connection }) =>
-      (poll || state.stream === 'sse' || connection?.send) && minus(followed, feed.asked).length > 0
-    const changed = [stream, poll].some((link) => link && lacks(link))
-    act({ type: 'want', wanted: followed.size > 0, changed, told })
+    act({ type: 'want', wanted: followed.size > 0, changed, told: !!links.stream?.connection?.send })
   }
-
-  /** Whether a connection carries all that is followed. While a `subscribe` is under way, live is not said of it. */
-  const covers = (/** @type {Link} */ { feed }) => [...followed.keys()].every((name) => feed.asked.get(name) === '')
 
   /** Brings what an open WebSocket carries in line with what is followed. */
   function subscribe() {
-    const { feed, connection } = links.stream ?? {}
-    if (!feed || !connection?.send) return
-    const added = minus(followed, feed.asked)
+    const link = links.stream
+    if (!link?.connection?.send) return
+    const added = minus(followed, link.asked)
     if (!added.length) return
-    const collections = added.map((name) => ({ name, cursor: find(name)?.ask() }))
-    const id = send('subscribe', { collections })
-    for (const name of added) feed.asked.set(name, id)
+    const id = send(link, 'subscribe', { collections: added.map((name) => ({ name, cursor: find(name)?.ask() })) })
+    for (const name of added) link.asked.set(name, id)
   }
 
   // Writes.
@@ -573,10 +544,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** @type {import('./writer.js').Transmit} */
   async function transmit(body, first) {
     if (state.phase === 'closed') throw closed()
-    const open = () => links.stream?.connection?.send && state.stage === 2
+    const open = () => (links.stream?.connection?.send && state.stage === 2 ? links.stream : undefined)
     // What was lost on a WebSocket goes on by POST: the next one would die of it again.
-    const socket = !!((first || !oversocket) && open())
-    oversocket = socket
+    const socket = first || !oversocket ? open() : undefined
+    oversocket = !!socket
     abort = new AbortController()
     const { signal } = abort
     const timers = [
@@ -589,7 +560,9 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     ]
     try {
       const answer = socket
-        ? await new Promise((resolve) => replies.set(send('write', body), resolve))
+        ? await new Promise((answer) => {
+            sent = { id: send(socket, 'write', body), answer }
+          })
         : await (
             await request(`${base}changes`, {
               method: 'POST',
@@ -692,7 +665,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     leading = true
     act({ type: 'close' })
     abort.abort()
-    await Promise.all([...reading, stored((store) => store.close())])
+    await Promise.allSettled([...running, stored((store) => store.close())])
   }
 
   /** @type {Host} */

@@ -3,7 +3,7 @@ import { createLines } from './lines.js'
 
 /**
  * done: settles when nothing more comes. send: where the connection goes both ways.
- * @typedef {{close: () => void, done?: Promise<void>, send?: (text: string) => void}} Connection
+ * @typedef {{close: () => void, done: Promise<void>, send?: (text: string) => void}} Connection
  */
 
 /**
@@ -14,7 +14,7 @@ import { createLines } from './lines.js'
  * @param {string} url
  * @param {boolean} sse
  * @param {(lines: string[]) => void} onLines gets frames, all that came together; some lines may be blank
- * @returns {Connection & {done: Promise<void>}} done rejects if the answer is a problem, or does not come to its end
+ * @returns {Connection} done rejects if the answer is a problem, or does not come to its end
  */
 export function openStream(request, url, sse, onLines) {
   const abort = new AbortController()

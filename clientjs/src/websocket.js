@@ -9,25 +9,33 @@ import { problem } from './errors.js'
  * @param {string} url
  * @param {() => void} onOpen
  * @param {(lines: string[]) => void} onLines
- * @param {(error: import('./errors.js').TidemarkError) => void} onClose
- * @returns {Connection}
+ * @returns {Connection} done rejects
  */
-export function openSocket(WebSocket, url, onOpen, onLines, onClose) {
+export function openSocket(WebSocket, url, onOpen, onLines) {
   const socket = new WebSocket(url.replace(/^http/, 'ws'))
+  /** @type {(cause?: unknown) => void} */
+  let end
+  /** @type {Promise<void>} */
+  const done = new Promise((_, reject) => {
+    end = reject
+  })
   socket.onopen = onOpen
   // A binary message, which no server sends, is none of our lines.
   socket.onmessage = (/** @type {{data: unknown}} */ { data }) => onLines(`${data}`.split('\n'))
-  socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) => {
+  socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) =>
     // 4400, 4401 and 4403 mean what 400, 401 and 403 do in HTTP; after all others the next one may live.
-    onClose(problem({ detail: reason || `WebSocket closed: ${code}` }, code >= 4400 && code < 4404 ? code - 4000 : 0))
-  }
+    end(problem({ detail: reason || `WebSocket closed: ${code}` }, code >= 4400 && code < 4404 ? code - 4000 : 0))
   // An error says nothing that the close after it does not; unheard, some implementations throw it.
   socket.onerror = () => {}
   return {
-    close: () => socket.close(),
+    close() {
+      socket.close()
+      end()
+    },
     // Before it is open it takes nothing.
     get send() {
       return socket.readyState === 1 ? (/** @type {string} */ text) => socket.send(text) : undefined
     },
+    done,
   }
 }

@@ -296,7 +296,8 @@ export class Server {
    * @param {URL} url
    * @param {SocketOut} out
    */
-  socket({ searchParams: query }, out) {
+  socket({ search, pathname }, out) {
+    const query = new URLSearchParams(search || pathname.split('/feed/')[1])
     const ticket = `${query.get('ticket')}`
     if (this.refusal || (this.secure && !this.#tickets.delete(ticket))) return out.close(1006)
     out.open()
