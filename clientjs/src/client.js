@@ -632,34 +632,31 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
 
   // The page around it.
 
-  /** @type {[any, string, (event: any) => void][]} */
-  const around = [
-    [globalThis, 'online', () => act({ type: 'look', anew: false })],
-    [globalThis, 'offline', () => act({ type: 'hide', reason: 'offline' })],
-    [globalThis, 'pagehide', () => page(false)],
-    [globalThis, 'pageshow', ({ persisted }) => persisted && page(true)],
-    [globalThis.document, 'freeze', () => page(false)],
-    [globalThis.document, 'resume', () => page(true)],
-    [
-      globalThis.document,
-      'visibilitychange',
-      () => document.visibilityState === 'visible' && act({ type: 'look', anew: false }),
-    ],
-  ]
-
   /** @param {boolean} on */
   function page(on) {
     tabs?.page(on)
     act(on ? { type: 'look', anew: true } : { type: 'hide', reason: 'hidden' })
   }
 
-  const listen = (/** @type {'addEventListener' | 'removeEventListener'} */ how) => {
-    for (const [target, type, fn] of around) target?.[how]?.(type, fn)
+  /** @type {Record<string, (event: any) => void>} */
+  const around = {
+    online: () => act({ type: 'look', anew: false }),
+    offline: () => act({ type: 'hide', reason: 'offline' }),
+    pagehide: () => page(false),
+    pageshow: ({ persisted }) => persisted && page(true),
+    freeze: () => page(false),
+    resume: () => page(true),
+    visibilitychange: () => document.visibilityState === 'visible' && act({ type: 'look', anew: false }),
   }
+  /** Ends all listening. */
+  const over = new AbortController()
+  // Captured, because the last three are the document's, and need not come up to the window.
+  const once = { signal: over.signal, capture: true }
+  for (const [type, fn] of Object.entries(around)) globalThis.addEventListener?.(type, fn, once)
+  signal?.addEventListener('abort', close, once)
 
   async function close() {
-    signal?.removeEventListener('abort', close)
-    listen('removeEventListener')
+    over.abort()
     writer.close()
     tabs?.close()
     leading = true
@@ -701,8 +698,6 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   tabs = createTabs?.(host)
   leading = !tabs
   use()
-  listen('addEventListener')
-  signal?.addEventListener('abort', close)
   if (signal?.aborted) close()
   else past = store && adopt()
 

@@ -77,19 +77,15 @@ function page(t) {
     /** @type {EventTarget['addEventListener']} */
     addEventListener(...args) {
       listeners.add(args[1])
+      const { signal } = /** @type {any} */ (args[2])
+      signal.addEventListener('abort', () => listeners.delete(args[1]))
       super.addEventListener(...args)
-    }
-    /** @type {EventTarget['removeEventListener']} */
-    removeEventListener(...args) {
-      listeners.delete(args[1])
-      super.removeEventListener(...args)
     }
   }
   const [window, document] = [new Target(), new Target()]
   const state = Object.assign(document, { visibilityState: 'visible' })
   install(t, {
     addEventListener: window.addEventListener.bind(window),
-    removeEventListener: window.removeEventListener.bind(window),
     document,
   })
   return {
@@ -102,7 +98,8 @@ function page(t) {
     /** @param {string} type */
     async document(type, visibilityState = 'visible') {
       state.visibilityState = visibilityState
-      document.dispatchEvent(new Event(type))
+      // What happens to a document passes its window first.
+      window.dispatchEvent(new Event(type))
       await turns()
     },
   }
