@@ -228,10 +228,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       stored((store) => store.heard(batch))
     }
     if (leading || !status) {
-      const { phase, since, reason, why, stream, stage, fixed, order } = state
+      const { phase, since, reason, why, stream, proven, fixed, order } = state
       show({
         state: phase === 'closed' ? 'offline' : phase,
-        transport: stream && stage === 2 ? stream : (fixed && order[0]) || 'poll',
+        transport: stream && proven ? stream : (fixed && order[0]) || 'poll',
         cursor,
         since,
         reason,
@@ -544,7 +544,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** @type {import('./writer.js').Transmit} */
   async function transmit(body, first) {
     if (state.phase === 'closed') throw closed()
-    const open = () => (links.stream?.connection?.send && state.stage === 2 ? links.stream : undefined)
+    const open = () => (links.stream?.connection?.send && state.proven ? links.stream : undefined)
     // What was lost on a WebSocket goes on by POST: the next one would die of it again.
     const socket = first || !oversocket ? open() : undefined
     oversocket = !!socket

@@ -38,16 +38,14 @@
  * @property {number} heartbeat s
  * @property {Network} net
  * @property {'' | Stream} stream the one that is open
- * @property {0 | 1 | 2} stage of the stream: opening, its `open` has come, proven
+ * @property {boolean} proven whether the stream is
  * @property {number} opened when it was, and when it was last heard
  * @property {number} heard
  * @property {number} [wait] s: a poll is under way, held for so long at most; undefined: none is
  * @property {number} asked when it was
- * @property {number} news how often it brought something new; -Infinity after a reset, because a server that can't help
- *   resetting has no news
- * @property {number} [limit] of changes in an answer: many once there is something to look at, few where many broke
- * @property {number} [broken] the last limit with which one broke off
- * @property {number} gain the same of the stream
+ * @property {number} news how often something new came since one was opened; -Infinity after a reset, because a server
+ *   that can't help resetting has no news
+ * @property {number} [limit] of changes in an answer: many once there is something to look at, few after one broke off
  * @property {number} attempt how many losses there were since things last went well
  * @property {number} deaths how many proven streams in a row died young
  * @property {number} idle ms: after how long a silence the last connection was cut
@@ -113,8 +111,8 @@ export const CAREFUL = 4
 const STEADY = 5000
 /** An answer with nothing new that comes sooner was not held: asking again at once would make a hot loop. */
 const QUICK = 1000
-/** When streams are tried again on a network that lets none through. */
-const AGAIN = [60e3, 300e3, 900e3]
+/** Where no stream gets through they are tried again after 1, 5 and then every so many minutes. */
+const LONGEST = 15
 /** A shorter silence than this is no sign of a box that cuts idle connections. */
 const IDLE = 2000
 const MINUTE = 60e3
@@ -133,12 +131,11 @@ export const initial = (order, fixed, heartbeat, now) => ({
   heartbeat,
   net: { bad: {}, times: 0 },
   stream: '',
-  stage: 0,
+  proven: false,
   opened: 0,
   heard: 0,
   asked: 0,
   news: 0,
-  gain: 0,
   attempt: 0,
   deaths: 0,
   idle: 0,
@@ -187,9 +184,8 @@ export function step(state, event, whole, now, random) {
   const next = { ...state }
   /** @type {Effect[]} */
   const effects = []
-  const { phase, fixed } = state
-  const proven = state.stream && state.stage === 2
-  if (state.news > 0 || state.gain > 0 || (phase === 'live' && now - state.since >= STEADY)) next.attempt = 0
+  const { phase, fixed, proven } = state
+  if (state.news > 0 || (phase === 'live' && now - state.since >= STEADY)) next.attempt = 0
 
   /**
    * @param {Phase} phase
@@ -201,6 +197,9 @@ export function step(state, event, whole, now, random) {
     next.reason = reason
   }
 
+  /** Whether it is not to be tried yet. @param {Stream} stream */
+  const isBad = (stream) => (next.net.bad[stream] ?? 0) > now
+
   /** @param {Partial<Network>} change */
   const learn = (change) => {
     next.net = { ...next.net, at: now, ...change }
@@ -209,7 +208,7 @@ export function step(state, event, whole, now, random) {
   const dropStream = () => {
     if (next.stream) effects.push('no stream')
     next.stream = ''
-    next.stage = next.gain = 0
+    next.proven = false
     next.dueStream = next.dueCarry = Infinity
   }
 
@@ -217,7 +216,6 @@ export function step(state, event, whole, now, random) {
     if (next.wait !== undefined) effects.push('no poll')
     next.wait = undefined
     next.duePoll = Infinity
-    next.news = 0
   }
 
   /** No word for so long and the stream counts as dead. */
@@ -230,8 +228,8 @@ export function step(state, event, whole, now, random) {
   const open = (stream) => {
     watch()
     next.stream = stream
-    next.stage = 0
-    next.gain = 0
+    next.proven = false
+    next.news = 0
     next.opened = now
     next.tried = [...next.tried, stream]
     if (fixed) next.dueCarry = now + YOUNG
@@ -257,12 +255,11 @@ export function step(state, event, whole, now, random) {
 
   /** Tries the next stream: what worked last before the others, and none that was bad. */
   const probe = () => {
-    const { good, bad } = next.net
-    const left = next.order.filter((s) => !next.tried.includes(s) && (fixed || !((bad[s] ?? 0) > now)))
-    const stream = left.find((s) => s === good) ?? left[0]
+    const left = next.order.filter((s) => !next.tried.includes(s) && (fixed || !isBad(s)))
+    const stream = left.find((s) => s === next.net.good) ?? left[0]
     next.dueProbe = Infinity
     if (stream) open(stream)
-    else if (next.order.length) next.dueProbe = now + AGAIN[Math.min(next.round++, AGAIN.length - 1)]
+    else if (next.order.length) next.dueProbe = now + Math.min(LONGEST, 5 ** next.round++) * MINUTE
   }
 
   /** Time for a new try, also of what was bad. */
@@ -282,6 +279,7 @@ export function step(state, event, whole, now, random) {
     dropPoll()
     to(phase, reason)
     next.tried = []
+    next.news = 0
     next.dueProbe = Infinity
     next.dueBack = back
   }
@@ -290,9 +288,9 @@ export function step(state, event, whole, now, random) {
     rest('offline', 'idle')
     if (!next.wanted) return
     to('connecting')
-    const { good, bad } = next.net
+    const { good } = next.net
     // What is known to work resumes at once. A poll is beside it soon if it does not.
-    if (good && whole && !next.deaths && next.order.includes(good) && !((bad[good] ?? 0) > now)) {
+    if (good && whole && !next.deaths && next.order.includes(good) && !isBad(good)) {
       open(good)
       if (!fixed) next.dueCarry = now + CARRY
     } else poll(0)
@@ -319,8 +317,7 @@ export function step(state, event, whole, now, random) {
    */
   const broke = () => {
     if (state.wait) cut(state.asked)
-    next.broken = state.limit ?? 1000
-    next.limit = next.broken >> 5 || 1
+    next.limit = (state.limit ?? 1000) >> 5 || 1
     if (state.news > 0) poll(state.wait ?? 0)
     else away('cut off')
   }
@@ -437,22 +434,19 @@ export function step(state, event, whole, now, random) {
     // The rest is about a connection, and that one is gone.
   } else if (type === 'heard') {
     next.heartbeat = event.heartbeat || state.heartbeat
+    next.news += event.news
     if (event.poll) {
-      next.news += event.news
       next.duePoll = now + 1000 * ((state.wait ?? 0) + 10)
       // The server is there, so what failed before it answered failed by itself.
       for (const stream of state.tried) {
-        if (stream !== state.stream && !((state.net.bad[stream] ?? 0) > now) && !fixed) bad(stream)
+        if (stream !== state.stream && !isBad(stream) && !fixed) bad(stream)
       }
     } else {
-      next.gain += event.news
-      // A poll beside it will bring the same, too late to be news.
-      if (state.wait !== undefined && event.news > 0) next.news += event.news
       const limit = next.dueStream
       watch()
       if (event.tick) next.dueCarry = Infinity
       if (event.tick && !proven) {
-        next.stage = 2
+        next.proven = true
         if (state.net.good !== state.stream || state.net.bad[/** @type {Stream} */ (state.stream)]) {
           learn({ good: /** @type {Stream} */ (state.stream), bad: { ...state.net.bad, [state.stream]: 0 } })
         }
@@ -460,10 +454,7 @@ export function step(state, event, whole, now, random) {
         next.why = `${state.stream}: proven`
         next.dueProbe = Infinity
         dropPoll()
-      } else if (!proven) {
-        next.stage = 1
-        if (!fixed) next.dueStream = limit
-      }
+      } else if (!proven && !fixed) next.dueStream = limit
     }
     if (event.news < 0) {
       // Whoever brings a reset brings it alone.
@@ -475,17 +466,15 @@ export function step(state, event, whole, now, random) {
     else if (event.news < 0 || phase === 'connecting') to('catching-up')
   } else if (type === 'over') {
     const { reason, retry, said } = event
-    if (!event.poll && !said && !fixed) streamLost(reason)
+    if (!event.poll && !said && (!fixed || retry !== null)) streamLost(reason)
     else if (retry === null) {
       // Half of it for sure: a crowd of refused clients is a crowd too.
       rest('denied', reason, now + (0.5 + random / 2) * 5 * MINUTE)
-    } else if (event.poll || said) {
-      if (event.poll && reason === 'cut off') broke()
-      else {
-        if (event.poll && state.wait) cut(state.asked)
-        away(reason, retry)
-      }
-    } else streamLost(reason)
+    } else if (event.poll && reason === 'cut off') broke()
+    else {
+      if (event.poll && state.wait) cut(state.asked)
+      away(reason, retry)
+    }
   } else if (!event.poll) streamLost('ended')
   else {
     const { wait = 0, news, asked } = state
@@ -493,12 +482,12 @@ export function step(state, event, whole, now, random) {
     next.duePoll = Infinity
     if (event.last === 'next' && news > 0) {
       // Whoever has seen the first page can wait a little for the second.
-      next.limit = state.broken ? Math.min(2 * (state.limit ?? 1), state.broken >> 1 || 1) : 1e4
+      next.limit = Math.min(1e4, 2 * (state.limit ?? 1e4))
       poll(0)
     } else if (event.last !== 'live') {
       broke()
     } else if (!wait || news > 0 || now - asked >= QUICK) {
-      next.limit = next.broken = undefined
+      next.limit = undefined
       // The first answer may well be empty at once: it was asked not to wait. The later ones are asked to.
       if (!state.stream && (whole || fixed) && state.dueProbe === Infinity) probe()
       if (!next.stream || (!fixed && now - next.opened >= CARRY)) carry()

@@ -25,7 +25,7 @@ const LIVE = { phase: 'live', since: NOW - 60_000 }
 /** @type {Partial<State>} */
 const PROVEN = {
   stream: 'websocket',
-  stage: 2,
+  proven: true,
   opened: NOW - 60_000,
   heard: NOW - 9000,
   dueStream: NOW + 5,
@@ -34,7 +34,6 @@ const PROVEN = {
 /** @type {Partial<State>} */
 const PROBE = {
   stream: 'websocket',
-  stage: 1,
   opened: NOW - 100,
   heard: NOW - 50,
   dueStream: NOW + 2900,
@@ -58,7 +57,6 @@ const STATES = {
   'connecting, known stream': state({
     phase: 'connecting',
     ...PROBE,
-    stage: 0,
     dueCarry: NOW,
     net: { bad: {}, times: 0, good: 'websocket' },
   }),
@@ -139,7 +137,7 @@ function describe(before, { state, effects }) {
     const due = /** @type {keyof typeof DUES} */ (key)
     if (state[due] !== before[due] && state[due] < Infinity) words.push(`${name} in ${Math.round(state[due] - NOW)}`)
   }
-  if (state.stage > before.stage) words.push(state.stage === 2 ? 'proven' : 'open')
+  if (state.proven && !before.proven) words.push('proven')
   if (state.deaths !== before.deaths) words.push(`deaths ${state.deaths}`)
   for (const key of Object.keys(state.net.bad)) {
     const stream = /** @type {import('../src/machine.js').Stream} */ (key)
@@ -288,10 +286,10 @@ const TABLE = {
     'want nothing': 'offline (idle) [no stream]',
     'use sse': '[no stream, poll 0] poll in 10000',
     'other network': 'sse is good',
-    'stream heard open': 'catching-up open',
+    'stream heard open': 'catching-up',
     'stream heard tick': 'catching-up stream in 37500 proven',
-    'stream heard a reset': 'catching-up open',
-    'stream heard live': 'live open',
+    'stream heard a reset': 'catching-up',
+    'stream heard live': 'live',
     'stream ended': '[no stream, poll 0] poll in 10000 deaths 1',
     'stream lost': '[no stream, poll 0] poll in 10000 deaths 1',
     'stream refused': '[no stream, poll 0] poll in 10000 deaths 1',
