@@ -99,7 +99,7 @@ import { openSocket } from './websocket.js'
  * @typedef {object} Tabs
  * @property {() => void} follow what is followed has changed
  * @property {(facts: Fact[]) => void} heard
- * @property {(status: Status) => void} told
+ * @property {() => void} told the status has changed
  * @property {(on: boolean) => void} page whether the page is there, not frozen or in the back-forward cache
  * @property {() => void} close
  */
@@ -255,7 +255,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     }
     statusListeners.tell(status)
     if (now.state === 'live') adopt()
-    if (leading) tabs?.told({ ...status })
+    tabs?.told()
   }
 
   /** @param {TidemarkError} error */

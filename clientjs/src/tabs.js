@@ -6,18 +6,24 @@ import { scope } from './scope.js'
 /**
  * What tabs say to each other. Each bears who says it, and to whom if not to all.
  *
+ * Whoever leads says how the feed is (`status`) with whatever it says:
+ *
  * - `lead`: I have the connection from now on; say what you follow.
- * - `hello`: I follow these, and have come so far. To whoever leads.
  * - `facts`: what the feed brought; `joins`: from here on you hear all of these collections.
- * - `status`: how the feed is.
- * - `ping`, `pong`: is anybody there? Also a clock for a leader in a hidden tab, whose own timers are slow.
  * - `alone`: go on by yourself; what all of us follow is more than one feed holds.
  *
- * @typedef {{from: string, to?: string} & (
- *   {type: 'lead' | 'ping' | 'pong' | 'alone'}
- *   | {type: 'hello', names: [string, string | undefined][]}
- *   | {type: 'facts', facts: Fact[], joins: string[]}
- *   | {type: 'status', status: Status})} Message
+ * The others ask the leader whether it is there, which is also a clock for one in a hidden tab, whose own timers are
+ * slow; and with `names` they say what they follow, and how far they have come.
+ *
+ * @typedef {object} Message
+ * @property {string} from
+ * @property {string} [to]
+ * @property {Status} [status]
+ * @property {boolean} [lead]
+ * @property {Fact[]} [facts]
+ * @property {string[]} [joins]
+ * @property {boolean} [alone]
+ * @property {[name: string, cursor: string | undefined][]} [names]
  */
 
 /** How often a visible tab looks whether the leader is there, in ms. It is replaced after two of them in silence. */
@@ -55,16 +61,16 @@ export function createTabs(host) {
   /** Nobody else is heard: who was replaced may not know it yet. */
   let leader = ''
 
-  /** @param {any} message */
+  /** @param {Omit<Message, 'from'>} message */
   const post = (message) => closed || channel?.postMessage({ from: token, ...message })
+
+  /** As the leader. @param {Omit<Message, 'from'>} message */
+  const say = (message) => post({ status: { ...host.status }, ...message })
 
   function hello() {
     if (leading || !channel) return
     for (const name of joined) if (!followed.has(name)) joined.delete(name)
-    post({
-      type: 'hello',
-      names: [...followed].map(([name, { rows }]) => [name, rows.staged ? undefined : rows.cursor]),
-    })
+    post({ names: [...followed].map(([name, { rows }]) => [name, rows.staged ? undefined : rows.cursor]) })
     tell()
   }
 
@@ -75,13 +81,9 @@ export function createTabs(host) {
     host.show(status.state === 'live' && !whole ? { ...status, state: 'catching-up' } : status)
   }
 
-  /** Whether something was lent that may not be live here yet. */
-  let fresh = false
-
   /** Follows what the others follow. */
   function lend() {
     const wanted = new Set([...peers.values()].flatMap((names) => [...names.keys()]))
-    fresh = [...wanted].some((name) => !lent.has(name))
     for (const name of wanted) if (!lent.has(name)) lent.set(name, host.member(name).collection.start())
     for (const [name, undo] of lent) {
       if (!wanted.has(name)) {
@@ -110,56 +112,51 @@ export function createTabs(host) {
           { type: 'next', ...all, seq, changes },
           { type: 'live', ...all, seq: known ? +at : seq },
         ]
-        post({ type: 'facts', to, facts, joins: [name] })
+        say({ to, facts, joins: [name] })
       }
     }
   }
 
   /** @param {Message} message */
-  function take(message) {
-    const { type, from, to } = message
+  function take({ from, to, status: said, lead, facts, joins = [], alone: apart, names }) {
     if (to && to !== token) return
     if (leading) {
-      if (type === 'hello') {
+      if (lead) {
+        leader = from
+        return stop()
+      }
+      if (names) {
         const known = peers.get(from)
         if (!known) locks.request(`${name} ${from}`, () => gone(from)).catch(() => {})
         // What it hears already it need not be told again, unless it asks from further back than it should.
-        peers.set(from, new Map(message.names.map(([name, cursor]) => [name, known?.get(name) === '' ? '' : cursor])))
+        peers.set(from, new Map(names.map(([name, cursor]) => [name, known?.get(name) === '' ? '' : cursor])))
         try {
           lend()
         } catch {
           // More than one feed may hold.
           peers.delete(from)
           lend()
-          return post({ type: 'alone', to: from })
+          return say({ to: from, alone: true })
         }
-        if (!fresh) welcome()
-        post({ type: 'status', to: from, status: { ...host.status } })
-      } else if (type === 'ping') {
-        post({ type: 'pong', to: from })
-        host.wake()
-      } else if (type === 'lead') {
-        leader = from
-        stop()
+        // Whoever it is gets its rows as soon as we follow the same.
+        host.lead(true)
       }
-      return
+      say({ to: from })
+      return host.wake()
     }
-    if (type === 'hello' || type === 'ping') return
-    if (type === 'lead' || !leader) leader = from
+    if (!said) return
+    if (lead || !leader) leader = from
     if (from !== leader) return
+    if (apart) return alone()
     heard = clock.now()
-    if (type === 'alone') alone()
-    else if (type === 'lead') {
+    status = said
+    if (lead) {
       joined.clear()
       hello()
-    } else if (type === 'status') {
-      status = message.status
-      tell()
-    } else if (type === 'facts') {
-      for (const name of message.joins) joined.add(name)
-      host.apply(message.facts, joined)
-      tell()
     }
+    for (const name of joins) joined.add(name)
+    if (facts) host.apply(facts, joined)
+    tell()
   }
 
   /** Waits for the lock, or takes it from somebody who does not answer. */
@@ -174,7 +171,7 @@ export function createTabs(host) {
       joined.clear()
       peers.clear()
       host.lead(true)
-      post({ type: 'lead' })
+      say({ lead: true })
       return new Promise((resolve) => {
         release = () => resolve(undefined)
       })
@@ -222,13 +219,19 @@ export function createTabs(host) {
     channel?.close()
   }
 
-  /** Somebody else leads now. */
-  function stop() {
+  /** Neither leads nor waits for it. */
+  function rest() {
+    if (leading) host.lead(false)
     leading = false
-    release()
+    joined.clear()
     peers.clear()
     lend()
-    host.lead(false)
+    release()
+  }
+
+  /** Somebody else leads now. */
+  function stop() {
+    rest()
     queue()
     hello()
   }
@@ -244,14 +247,14 @@ export function createTabs(host) {
     else if (now - heard > 2 * PING) {
       heard = now
       queue(true)
-    } else post({ type: 'ping' })
+    } else post({})
     if (!closed) undo = clock.after(PING, look)
   }
 
   scope(host).then(
     (scope) => {
       if (closed) return
-      name = `tidemark 1 ${scope}`
+      name = `tidemark 2 ${scope}`
       channel = new BroadcastChannel(name)
       channel.onmessage = ({ data }) => take(data)
       join()
@@ -268,23 +271,18 @@ export function createTabs(host) {
     },
     heard(facts) {
       if (!leading || !peers.size) return
-      post({ type: 'facts', facts, joins: [] })
+      say({ facts })
       welcome()
     },
-    told(status) {
-      if (leading) post({ type: 'status', status })
+    told() {
+      if (leading) say({})
     },
     page(on) {
       if (!channel || closed) return
       if (on) join()
       else {
         leave()
-        if (leading) host.lead(false)
-        leading = false
-        joined.clear()
-        peers.clear()
-        lend()
-        release()
+        rest()
       }
     },
     close,
