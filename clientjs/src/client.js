@@ -279,8 +279,8 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
 
   function remember() {
     try {
-      const all = Object.entries({ ...recall(), [network]: state.net })
-      all.sort(([, a], [, b]) => (b.at ?? 0) - (a.at ?? 0))
+      // The one that was used last comes first, also where it is known.
+      const all = Object.entries({ [network]: state.net, ...recall(), [network]: state.net })
       globalThis.localStorage?.setItem(memory, JSON.stringify(Object.fromEntries(all.slice(0, 8))))
     } catch {
       // Without a memory each page learns anew.
@@ -710,7 +710,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   }
 
   function use(transport = options.transport ?? 'auto') {
-    if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket: this platform has none')
+    if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket: there is none here')
     options = { ...options, transport }
     act({ type: 'use', order: order(), fixed: transport !== 'auto' })
   }
@@ -758,9 +758,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
  * @param {number} now ms
  */
 function uuid(now) {
-  const random = [...crypto.getRandomValues(new Uint8Array(10))]
-    .map((byte) => byte.toString(16).padStart(2, '0'))
-    .join('')
-  const hex = `${Math.floor(now).toString(16).padStart(12, '0')}7${random.slice(1, 4)}${'89ab'[random.charCodeAt(0) % 4]}${random.slice(5)}`
-  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12}).*/, '$1-$2-$3-$4-$5')
+  const random = Array.from(crypto.getRandomValues(new Uint8Array(18)), (byte) => (byte & 15).toString(16))
+  const digits = [...Math.floor(now).toString(16).padStart(12, '0'), ...random]
+  return 'xxxxxxxx-xxxx-7xxx-8xxx-xxxxxxxxxxxx'.replace(/x/g, () => `${digits.shift()}`)
 }

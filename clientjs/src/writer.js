@@ -55,7 +55,10 @@ const LENGTH = 2e5
  */
 export function createWriter({ clock, ready, transmit, keep, drop }) {
   let closed = false
+  /** Whether it sends, or pauses between two tries. */
   let running = false
+  /** So often in a row the next ones were tried in vain. */
+  let attempt = 0
   /** So many of the next are sent alone, because one of them is refused wherever it is. */
   let alone = 0
   /** @type {{entry: Entry, length: number, kept: unknown, lost?: boolean, resolve: (answer: Answer) => void, reject: (error: Error) => void}[]} */
@@ -74,32 +77,33 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
    * else the first may be refused, its answer lost, and be taken the second time, after the other.
    */
   const batch = () => {
-    const [first] = queue
-    let count = 0
+    /** @type {typeof queue} */
+    const batch = []
     let length = 0
     /** What was said of a row last. */
     const rows = new Map()
     for (const one of queue) {
-      length += one.length
       const { changes, client } = one.entry
       const { collection, key, op, if: condition } = changes[0]
       const row = `${collection} ${key}`
-      const kind = condition !== undefined || op === 'insert' ? 'once' : op === 'modify' ? op : 'sure'
-      const before = rows.get(row) ?? 'sure'
-      const together = before === 'sure' || (before === 'modify' && kind === 'modify')
-      const fits = !changes[1] && together && client === first.entry.client && length < LENGTH
-      if (count && (!fits || alone || first.entry.changes[1] || count >= TOGETHER)) break
+      const kind = condition === undefined ? op : 'insert'
+      const before = rows.get(row) ?? 'put'
+      const together = /put|remove/.test(before) || (before === 'modify' && kind === 'modify')
+      length += one.length
+      const first = batch[0]?.entry
+      const full = alone || length > LENGTH || batch.length >= TOGETHER
+      if (first && (full || !together || changes[1] || first.changes[1] || client !== first.client)) break
       rows.set(row, kind)
-      count++
+      batch.push(one)
     }
-    return queue.slice(0, count)
+    return batch
   }
 
   /** Sends what there is, as long as there is a chance. To be called whenever that changes. */
   async function run() {
     if (running) return
     running = true
-    for (let attempt = 0; queue.length && !closed && ready(); ) {
+    while (queue.length && !closed && ready()) {
       const sent = batch()
       const [{ entry }] = sent
       /** @param {(one: typeof sent[0], i: number) => void} tell */
@@ -114,7 +118,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
       }
       try {
         if (sent.some((one) => age(one.entry) > WINDOW)) {
-          throw new TidemarkError('unknown', 'sent more than an hour ago, and nobody knows whether it took effect')
+          throw new TidemarkError('unknown', 'sent too long ago to know whether it took effect')
         }
         for (const one of sent) {
           one.entry.since ??= clock.now()
@@ -134,15 +138,17 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         if (error.retry !== null) {
           // These two say that nothing was taken; after all else it may have been.
           if (error.status !== 429 && error.status !== 503) for (const one of sent) one.lost = true
-          const pause = error.retry + backoff(attempt - 1, clock.random())
-          await new Promise((resolve) => {
-            stop = clock.after(pause, () => resolve(0))
+          stop = clock.after(error.retry + backoff(attempt - 1, clock.random()), () => {
+            running = false
+            run()
           })
+          return
         } else if (sent[1]) alone = sent.length
-        // What was not let in now may have got in before; but what did would not be in conflict.
-        else if (entry.at && sent[0].lost)
-          done(({ reject }) => reject(new TidemarkError('unknown', error.detail, error)))
-        else done(({ reject }) => reject(error))
+        else {
+          // What was not let in now may have got in before; but what did would not be in conflict.
+          const unsure = entry.at && sent[0].lost
+          done(({ reject }) => reject(unsure ? new TidemarkError('unknown', error.detail, error) : error))
+        }
       }
     }
     running = false
