@@ -1,6 +1,6 @@
 import { systemClock } from './clock.js'
 import { createCollection } from './collection.js'
-import { known, problem, refusal, TidemarkError } from './errors.js'
+import { closed, known, problem, refusal, TidemarkError } from './errors.js'
 import { confirm, createFeed, fold } from './feed.js'
 import { createListeners } from './listeners.js'
 import { CAREFUL, due, initial, quiet, step } from './machine.js'
@@ -321,21 +321,21 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
    * answer that is not ok. Retry-After counts in seconds; as a date, which no Tidemark sends, it is left to backoff.
    * @param {string} url
    * @param {RequestInit} init
+   * @param {boolean} [again]
+   * @returns {Promise<Response>}
    */
-  async function request(url, init) {
-    const once = async () => {
-      const token = await bearer()
-      const headers = { ...init.headers, ...(token && { authorization: `Bearer ${token}` }) }
-      return fetch(url, { cache: 'no-store', ...init, headers })
-    }
-    let response = await once()
-    if (response.status === 401 && getToken) {
+  async function request(url, init, again) {
+    const token = await bearer()
+    const headers = { ...init.headers, ...(token && { authorization: `Bearer ${token}` }) }
+    const response = await fetch(url, { cache: 'no-store', ...init, headers })
+    const { ok, status } = response
+    if (ok) return response
+    if (status === 401 && getToken && !again) {
       credential = undefined
-      response = await once()
+      return request(url, init, true)
     }
-    if (response.ok) return response
     const retry = 1000 * /** @type {any} */ (response.headers.get('retry-after')) || 0
-    throw problem(await response.json().catch(() => ({})), response.status, retry)
+    throw problem(await response.json().catch(() => ({})), status, retry)
   }
 
   /**
@@ -434,23 +434,22 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     }
 
     try {
-      const search = new URLSearchParams({
-        transport,
-        heartbeat: `${quiet(state, state.deaths ? CAREFUL : heartbeat, 3)}`,
-      })
-      if (poll) search.append('wait', `${state.wait}`)
-      if (poll && state.limit) search.append('limit', `${state.limit}`)
-      if (lived) search.append('_', `${token}${++requests}`)
-      if (transport !== 'websocket') {
-        for (const [name, { rows }] of followed) {
-          asked.set(name, '')
-          const cursor = rows.ask()
-          search.append('c', cursor ? `${name}@${cursor}` : name)
-        }
-      } else if (getToken) {
+      /** @type {any} */
+      const query = { transport, heartbeat: quiet(state, state.deaths ? CAREFUL : heartbeat, 3) }
+      if (poll) query.wait = state.wait
+      if (poll && state.limit) query.limit = state.limit
+      if (lived) query._ = `${token}${++requests}`
+      if (transport === 'websocket' && getToken) {
         const answer = await request(`${base}tickets`, { method: 'POST' })
-        search.append('ticket', (await answer.json()).ticket)
+        query.ticket = (await answer.json()).ticket
         if (!mine()) return
+      }
+      const search = new URLSearchParams(query)
+      // A WebSocket is told once it is open.
+      for (const [name, { rows }] of transport === 'websocket' ? [] : followed) {
+        asked.set(name, '')
+        const cursor = rows.ask()
+        search.append('c', cursor ? `${name}@${cursor}` : name)
       }
       const url = `${base}feed${bare || '?'}${search}`
       link.connection =
@@ -615,8 +614,6 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       settle()
     }
   }
-
-  const closed = () => new TidemarkError('closed', 'the client was closed')
 
   /** @type {Client['write']} */
   async function write(writes, { atomic = true, optimistic = true } = {}) {

@@ -104,9 +104,7 @@ export function createCollection(name, follow, write) {
     },
     collection: {
       name,
-      get rows() {
-        return rows.values
-      },
+      rows: rows.values,
       get version() {
         return rows.version
       },

@@ -74,3 +74,5 @@ export const known = (cause, code = 'unavailable') =>
  * @param {string} detail
  */
 export const badFrame = (detail) => known(detail, 'bad-frame')
+
+export const closed = () => new TidemarkError('closed', 'the client was closed')

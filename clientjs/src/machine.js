@@ -447,11 +447,10 @@ export function step(state, event, whole, now, random) {
       if (event.tick) next.dueCarry = Infinity
       if (event.tick && !proven) {
         next.proven = true
-        if (state.net.good !== state.stream || state.net.bad[/** @type {Stream} */ (state.stream)]) {
-          learn({ good: /** @type {Stream} */ (state.stream), bad: { ...state.net.bad, [state.stream]: 0 } })
-        }
+        const stream = /** @type {Stream} */ (state.stream)
+        learn({ good: stream, bad: { ...state.net.bad, [stream]: 0 } })
         next.round = 0
-        next.why = `${state.stream}: proven`
+        next.why = `${stream}: proven`
         next.dueProbe = Infinity
         dropPoll()
       } else if (!proven && !fixed) next.dueStream = limit

@@ -1,4 +1,4 @@
-import { known, TidemarkError } from './errors.js'
+import { closed, known, TidemarkError } from './errors.js'
 import { backoff } from './machine.js'
 
 /**
@@ -54,7 +54,7 @@ const LENGTH = 2e5
  * @param {(entry: Entry) => void} [options.drop]
  */
 export function createWriter({ clock, ready, transmit, keep, drop }) {
-  let closed = false
+  let over = false
   /** Whether it sends, or pauses between two tries. */
   let running = false
   /** So often in a row the next ones were tried in vain. */
@@ -65,8 +65,6 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
   const queue = []
   /** Ends the pause between two tries. */
   let stop = () => {}
-  const over = () => new TidemarkError('closed', 'the client was closed')
-
   const wall = clock.wall ?? clock.now
 
   /** Since when it may have taken effect: by whichever clock says the worse. @param {Entry} entry */
@@ -103,7 +101,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
   async function run() {
     if (running) return
     running = true
-    while (queue.length && !closed && ready()) {
+    while (queue.length && !over && ready()) {
       const sent = batch()
       const [{ entry }] = sent
       /** @param {(one: typeof sent[0], i: number) => void} tell */
@@ -134,7 +132,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         done(({ resolve }, i) => resolve(sent[1] ? { cursor, results: [results[i]] } : answer))
       } catch (cause) {
         const error = known(cause)
-        if (closed) break
+        if (over) break
         if (error.retry !== null) {
           // These two say that nothing was taken; after all else it may have been.
           if (error.status !== 429 && error.status !== 503) for (const one of sent) one.lost = true
@@ -162,7 +160,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
      * @returns {Promise<Answer>}
      */
     send(entry) {
-      if (closed) return Promise.reject(over())
+      if (over) return Promise.reject(closed())
       return new Promise((resolve, reject) => {
         // Safe from the start, because it may be long until there is a network.
         if (ready() && !queue.length) entry.at ??= wall()
@@ -173,9 +171,9 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
 
     /** Gives up what is under way. */
     close() {
-      closed = true
+      over = true
       stop()
-      for (const { reject } of queue) reject(over())
+      for (const { reject } of queue) reject(closed())
     },
   }
 }

@@ -141,7 +141,7 @@ function describe(before, { state, effects }) {
   if (state.deaths !== before.deaths) words.push(`deaths ${state.deaths}`)
   for (const key of Object.keys(state.net.bad)) {
     const stream = /** @type {import('../src/machine.js').Stream} */ (key)
-    if (state.net.bad[stream] !== before.net.bad[stream]) words.push(`${stream} is bad`)
+    if (state.net.bad[stream] && state.net.bad[stream] !== before.net.bad[stream]) words.push(`${stream} is bad`)
   }
   if (state.net.good && state.net.good !== before.net.good) words.push(`${state.net.good} is good`)
   if (state.net.quiet && state.net.quiet !== before.net.quiet) words.push(`quiet ${state.net.quiet}`)
@@ -361,7 +361,7 @@ const TABLE = {
     'use sse': 'connecting [no stream, poll 0] poll in 10000',
     'other network': 'sse is good',
     'stream heard open': '=',
-    'stream heard tick': 'stream in 37500 proven websocket is bad websocket is good',
+    'stream heard tick': 'stream in 37500 proven websocket is good',
     'stream heard a reset': 'catching-up',
     'stream heard live': '=',
     'stream ended': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
@@ -394,7 +394,7 @@ const TABLE = {
     'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
     'stream heard open': '=',
-    'stream heard tick': '[no poll] stream in 37500 proven websocket is bad websocket is good',
+    'stream heard tick': '[no poll] stream in 37500 proven websocket is good',
     'stream heard a reset': 'catching-up [no poll]',
     'stream heard live': '=',
     'stream ended': '[no stream, sse] stream in 3000',
@@ -427,7 +427,7 @@ const TABLE = {
     'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
     'stream heard open': '=',
-    'stream heard tick': '[no poll] stream in 37500 proven websocket is bad websocket is good',
+    'stream heard tick': '[no poll] stream in 37500 proven websocket is good',
     'stream heard a reset': 'catching-up [no poll]',
     'stream heard live': '=',
     'stream ended': '[no stream, sse] stream in 3000',
