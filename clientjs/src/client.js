@@ -607,7 +607,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       confirm(answer.cursor, changes, answer.results, find)
       return answer.results
     } catch (cause) {
-      throw known(cause)
+      throw state.phase === 'closed' ? closed() : known(cause)
     } finally {
       // In one go with the answer, so that nothing flickers.
       for (const { collection, id } of changes) find(collection)?.unguess(id)

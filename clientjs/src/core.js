@@ -1,12 +1,13 @@
 // The client without what reaches beyond one page and one moment: no other tabs, no queue, no IndexedDB.
 
 import { createCore } from './client.js'
+import { known } from './errors.js'
 
 export { TidemarkError } from './errors.js'
 
 /**
- * Sends writes in order, each once it was answered to the one before, and each once: whoever is told that there was no
- * answer may write the same again, under the same id.
+ * Sends writes in order, each once the one before it was answered. One that gets no answer is sent once more, under the
+ * same id and perhaps another way, so that it takes effect once; then whoever made it is told.
  * @type {typeof import('./writer.js').createWriter}
  */
 const createWriter = ({ transmit }) => {
@@ -15,7 +16,13 @@ const createWriter = ({ transmit }) => {
   return {
     run: async () => {},
     send({ client, atomic, changes }) {
-      const answer = last.then(() => transmit({ client, atomic, changes }, true))
+      const send = (/** @type {boolean} */ first) => transmit({ client, atomic, changes }, first)
+      const answer = last
+        .then(() => send(true))
+        .catch((cause) => {
+          if (known(cause).status) throw cause
+          return send(false)
+        })
       last = answer.catch(() => {})
       return answer
     },
@@ -24,8 +31,9 @@ const createWriter = ({ transmit }) => {
 }
 
 /**
- * As createClient of `tidemark`, but that the options `tabs`, `persist` and `user` mean nothing, and that a write that
- * gets no answer rejects instead of waiting for the network.
+ * As createClient of `tidemark`, but that the options `tabs`, `persist` and `user` mean nothing, and that a write
+ * that gets no answer rejects, with `unavailable`, instead of waiting for the network. It may have taken effect; written
+ * again under the same id it takes effect once.
  * @param {import('./client.js').Options} options
  * @returns {import('./client.js').Client}
  */
