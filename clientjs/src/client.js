@@ -291,11 +291,11 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   function arrive(name) {
     if (name === network) return
     network = name
-    /** @type {import('./machine.js').Network} */
-    let net = { bad: {}, times: 0 }
+    /** @type {import('./machine.js').Network | undefined} */
+    let net
     try {
       const found = recall()[name]
-      if (clock.now() - (found.at ?? 0) < 864e5) net = found
+      if (clock.now() - /** @type {number} */ (found.at) < 864e5) net = found
     } catch {
       // Nothing is known of it.
     }
@@ -497,7 +497,6 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   }
 
   function want() {
-    if (!leading) return
     let changed = false
     for (const link of Object.values(links)) {
       const { transport, asked, connection } = link
@@ -507,7 +506,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       // A WebSocket that is not open yet will be told of everything once it is.
       if (transport !== 'websocket' || connection?.send) changed ||= minus(followed, asked).length > 0
     }
-    act({ type: 'want', wanted: followed.size > 0, changed, told: !!links.stream?.connection?.send })
+    act({ type: 'want', wanted: leading && followed.size > 0, changed, told: !!links.stream?.connection?.send })
   }
 
   /** Brings what an open WebSocket carries in line with what is followed. */
@@ -681,7 +680,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     lead(on) {
       leading = on
       if (on) refollow()
-      else act({ type: 'want', wanted: false, changed: false, told: false })
+      else want()
     },
     adopt,
     wake: () => act({ type: 'wake' }),

@@ -68,7 +68,7 @@
  * - `want`: what is followed has changed, or somebody wants it to run where it was denied. `wanted`: anything at all;
  *   `changed`: the connections do not carry it; `told`: but the stream is being told.
  * - `use`: these streams, please.
- * - `network`: which it is was said, and this is what is known of it.
+ * - `network`: which it is was said, and this is what is known of it, if anything.
  * - `heard`: frames came together. `heartbeat`: as `open` said, else 0; `live`: there was one, and no reset after it;
  *   `news`: how much they brought, -Infinity with a reset; `tick`: it has passed the test of time, and carries all.
  * - `answered`: the answer came to its end. `last`: a poll's should be `live` or `next`, else it was cut off.
@@ -82,7 +82,7 @@
  * @typedef {{poll?: boolean}} Of whether it is about the poll, not the stream
  * @typedef {{type: 'want', wanted: boolean, changed: boolean, told: boolean}
  *   | {type: 'use', order: Stream[], fixed: boolean}
- *   | {type: 'network', net: Network}
+ *   | {type: 'network', net?: Network}
  *   | {type: 'heard', poll: boolean, heartbeat: number, live: boolean, news: number, tick: boolean}
  *   | {type: 'answered', poll: boolean, last: string}
  *   | {type: 'over', poll: boolean, reason: string, retry: number | null, said?: boolean}
@@ -116,6 +116,8 @@ const LONGEST = 15
 /** A shorter silence than this is no sign of a box that cuts idle connections. */
 const IDLE = 2000
 const MINUTE = 60e3
+/** A network that nothing is known of. @type {Network} */
+const UNKNOWN = { bad: {}, times: 0 }
 
 /**
  * @param {Stream[]} order
@@ -129,7 +131,7 @@ export const initial = (order, fixed, heartbeat, now) => ({
   order,
   fixed,
   heartbeat,
-  net: { bad: {}, times: 0 },
+  net: UNKNOWN,
   stream: '',
   proven: false,
   opened: 0,
@@ -387,7 +389,7 @@ export function step(state, event, whole, now, random) {
     // Also where it was denied, or waits; but not sooner than the server asked for.
     if (now >= state.peace) connect()
   } else if (type === 'network') {
-    next.net = event.net
+    next.net = event.net ?? UNKNOWN
   } else if (type === 'close') {
     rest('closed', 'closed')
   } else if (type === 'hide') {
