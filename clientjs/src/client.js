@@ -459,15 +459,15 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       const { done } = link.connection
       running.add(done)
       await done.finally(() => running.delete(done))
-      // Pages note a moment later which HTTP it was.
-      const page = performance.getEntriesByType?.('navigation').length
-      if (poll && !protocol && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
-      if (!mine()) return
-      if (poll) state = { ...state, order: order() }
-      act({ type: 'answered', poll, last })
     } catch (cause) {
-      fail(cause)
+      return fail(cause)
     }
+    // Pages note a moment later which HTTP it was.
+    const page = performance.getEntriesByType?.('navigation').length
+    if (poll && !protocol && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
+    if (!mine()) return
+    if (poll) state = { ...state, order: order() }
+    act({ type: 'answered', poll, last })
   }
 
   /**
