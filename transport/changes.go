@@ -92,7 +92,7 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, newProblem(hub.TooLarge, "the body has more than %d bytes: send it in several requests", s.opts.Body)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		p := newProblem(hub.BadRequest, "the body did not come within %v", stalled)
-		p.Status, p.Title = http.StatusRequestTimeout, http.StatusText(http.StatusRequestTimeout)
+		p.status(http.StatusRequestTimeout)
 		return nil, p
 	default:
 		return nil, newProblem(hub.BadRequest, "the body can't be read: %s", err)

@@ -84,7 +84,7 @@ func (p *pollSink) head(tag string, cacheable bool) (same bool) {
 	h := p.w.Header()
 	if cacheable {
 		cache = p.cache
-		h.Set("Vary", "Origin, Accept, Last-Event-ID")
+		h.Set("Vary", "Origin, Accept, Last-Event-ID, Authorization, Cookie") // who signs in next is somebody else
 	}
 	begin(p.w, "application/x-ndjson", cache)
 	h.Set("X-Accel-Buffering", "no")

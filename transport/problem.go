@@ -9,14 +9,16 @@ import (
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport/gate"
 )
 
 // code is the kind of a problem; the hub has some, HTTP adds these.
 const (
-	codeUnauthenticated hub.Code = "unauthenticated"
-	codeNotFound        hub.Code = "not-found"
-	codeUpgrade         hub.Code = "upgrade-required"
-	codeInternal        hub.Code = "internal"
+	codeUnauthenticated = hub.Unauthenticated
+
+	codeNotFound hub.Code = "not-found"
+	codeUpgrade  hub.Code = "upgrade-required"
+	codeInternal hub.Code = "internal"
 )
 
 // statuses is the one table from codes to HTTP.
@@ -73,15 +75,27 @@ func newProblem(code hub.Code, format string, args ...any) *problem {
 func problemOf(err error) *problem {
 	var p *problem
 	var r *hub.Refusal
+	var g *gate.Refusal
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &r):
 		p = newProblem(r.Code, "%s", r.Detail)
-		p.retry = r.Retry
+		if p.retry = r.Retry; r.Code == hub.TooMany && r.Retry > 0 { // of something over time: it passes
+			p.status(http.StatusTooManyRequests)
+		}
+		return p
+	case errors.As(err, &g):
+		p = newProblem(hub.Code(g.Code), "%s", g.Detail)
+		p.status(g.Status)
+		p.retry = g.Retry
 		return p
 	}
 	return newProblem(codeInternal, "something went wrong in the server; its log says what")
+}
+
+func (p *problem) status(status int) {
+	p.Status, p.Title = status, http.StatusText(status)
 }
 
 // write answers a request with the problem.

@@ -53,20 +53,28 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
 	if f.transport == pollName {
 		opts = hub.SessionOptions{Hold: f.wait, Limit: f.limit}
 	}
+	leave := func() {}
+	if s.opts.Gate.Feeds != nil {
+		if leave, err = s.opts.Gate.Feeds.Enter(c.client); err != nil {
+			return err
+		}
+	}
 	session, err := c.hub.Open(c.grant, c.tenant, f.starts, opts)
 	if err != nil {
+		leave()
 		return err
 	}
 	open := feed.Open{
 		Epoch: c.hub.Epoch(), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
-		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, r.RemoteAddr),
+		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, c.client),
 	}
 	if !upgradable(r) {
 		open.Transports = open.Transports[1:]
 	}
 	if f.transport == websocketName {
-		return s.websocket(w, r, c, session, open, f.heartbeat)
+		return s.websocket(w, r, c, session, open, f.heartbeat, leave)
 	}
+	defer leave()
 	defer session.Close()
 	if f.transport == sseName {
 		return sse(w, r, session, open)

@@ -4,7 +4,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -171,21 +170,18 @@ func query(r *http.Request) (url.Values, error) {
 }
 
 // queryInPath takes the rest of the path for the query, for networks that lose queries
-// on the way: feed/c=todos&wait=0 is feed?c=todos&wait=0.
-func (s *Server) queryInPath(fn func(w http.ResponseWriter, r *http.Request, c call) error) func(http.ResponseWriter, *http.Request, call) error {
-	return func(w http.ResponseWriter, r *http.Request, c call) error {
-		_, tail, _ := strings.Cut(r.URL.EscapedPath(), "/feed/")
-		if !strings.Contains(tail, "=") {
-			s.notFound(w, r)
-			return nil
-		}
-		if r.URL.RawQuery == "" {
-			r.URL.RawQuery = tail
-		} else {
-			r.URL.RawQuery = tail + "&" + r.URL.RawQuery
-		}
-		return fn(w, r, c)
+// on the way: feed/c=todos&wait=0 is feed?c=todos&wait=0. false: it is none.
+func queryInPath(r *http.Request) bool {
+	_, tail, _ := strings.Cut(r.URL.EscapedPath(), "/feed/")
+	if !strings.Contains(tail, "=") {
+		return false
 	}
+	if r.URL.RawQuery == "" {
+		r.URL.RawQuery = tail
+	} else {
+		r.URL.RawQuery = tail + "&" + r.URL.RawQuery
+	}
+	return true
 }
 
 // single reads a parameter that may come once.
@@ -231,16 +227,10 @@ func clip(s string) string {
 
 // network is a keyed hash of the prefix of the client's address (/24, or /48 for IPv6):
 // the same for the same network, and of no use to anybody else.
-func network(key []byte, remote string) string {
-	host, _, err := net.SplitHostPort(remote)
-	if err != nil || len(key) == 0 {
+func network(key []byte, addr netip.Addr) string {
+	if !addr.IsValid() || len(key) == 0 {
 		return ""
 	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		return ""
-	}
-	addr = addr.Unmap().WithZone("")
 	bits := 48
 	if addr.Is4() {
 		bits = 24

@@ -1,7 +1,10 @@
 package transport
 
 import (
+	"context"
 	"encoding/json"
+	"strings"
+	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -58,8 +61,7 @@ func (k *socket) request(line []byte) (goOn bool) {
 		k.answer(written{id, pending, err})
 		return true
 	case "auth":
-		// Nothing ends here with a credential as long as the server has none.
-		k.session.Reply(done(id))
+		err = k.auth(line, id)
 	default:
 		err = newProblem(hub.BadRequest, "type %q is not known: subscribe, unsubscribe, write or auth", clip(*head.Type))
 	}
@@ -124,16 +126,43 @@ func (k *socket) unsubscribe(line, id []byte) error {
 	return nil
 }
 
+// authWithin is how long it may take to look at a token; meanwhile nothing else is read.
+const authWithin = 10 * time.Second
+
+// auth puts a new token in the place of the one that the socket was opened with.
+func (k *socket) auth(line, id []byte) error {
+	var f struct {
+		Type  string         `json:"type"`
+		ID    jsontext.Value `json:"id"`
+		Token string         `json:"token"`
+	}
+	if err := decode(line, &f); err != nil {
+		return err
+	}
+	if f.Token == "" || strings.ContainsFunc(f.Token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
+		return newProblem(codeUnauthenticated, "the token is empty, or holds characters that none may")
+	}
+	p := k.papers
+	p.authorization = []string{"Bearer " + f.Token}
+	ctx, cancel := context.WithTimeout(k.ctx, authWithin)
+	defer cancel()
+	grant, err := k.server.opts.Authorizer.Authorize(p.request(ctx))
+	if err != nil {
+		return unauthenticated(err)
+	}
+	return k.session.Renew(grant, done(id))
+}
+
 func (k *socket) write(line []byte) (*hub.Pending, error) {
 	var b body
 	if err := decode(line, &b); err != nil {
 		return nil, err
 	}
-	req, err := b.request(k.call.tenant)
+	req, err := b.request(k.tenant)
 	if err != nil {
 		return nil, err
 	}
-	return k.call.hub.Begin(k.call.grant, req)
+	return k.hub.Begin(k.session.Grant(), req)
 }
 
 // written is a write that was begun, or refused before.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -12,11 +13,21 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport/gate"
 )
 
 // Options of a Server. Authorizer must be set; the rest may be zero.
 type Options struct {
 	Authorizer Authorizer
+	// Origins are the pages whose browsers are told that they may use the API. Default:
+	// only pages of the server's own host.
+	Origins Origins
+	// Tickets keeps tickets. Default: NewTickets.
+	Tickets Tickets
+	// Gate bounds what strangers may take. Default: nothing.
+	Gate Gate
+	// Forget forgets a tenant: DELETE /v1/{tenant}. Default: that is answered 404.
+	Forget func(ctx context.Context, g hub.Grant, tenant string) (any, error)
 	// Version is what the frame open says of the server. Default "dev".
 	Version string
 	// NetworkKey keys the hash of client addresses in the frame open: secret, and the
@@ -43,6 +54,16 @@ type Server struct {
 	why     atomic.Pointer[string] // why it does not serve
 	ready   chan struct{}          // closed by the first Serve
 	sockets tally                  // WebSockets, which http.Server does not wait for
+	csrf    *http.CrossOriginProtection
+}
+
+// Gate is what a Server asks before it does something for a stranger. Each part may be
+// nil, and then is not asked.
+type Gate struct {
+	Watch   *gate.Watch
+	Rate    *gate.Rate
+	Feeds   *gate.Feeds
+	Trusted []netip.Prefix // proxies whose X-Forwarded-For counts; see gate.ClientAddr
 }
 
 // readyWithin is how long an event stream waits for a server that starts: a browser's
@@ -66,10 +87,13 @@ func New(opts Options) *Server {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{})}
+	if opts.Tickets == nil {
+		opts.Tickets = NewTickets()
+	}
+	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection()}
 	s.NotReady("starting")
 	r := s.router
-	r.Use(s.guard, cors)
+	r.Use(s.guard, s.cors, s.narrow)
 	r.NotFound(s.notFound)
 	r.MethodNotAllowed(s.methodNotAllowed)
 	health := map[string]http.HandlerFunc{"/healthz": s.healthz, "/readyz": s.readyz}
@@ -78,8 +102,13 @@ func New(opts Options) *Server {
 		r.Head(path, handler)
 	}
 	r.Get("/v1/{tenant}/feed", s.handle(s.feed))
-	r.Get("/v1/{tenant}/feed/*", s.handle(s.queryInPath(s.feed)))
+	r.Get("/v1/{tenant}/feed/*", s.handle(s.feed))
 	r.Post("/v1/{tenant}/changes", s.handle(s.changes))
+	r.Post("/v1/{tenant}/tickets", s.handle(s.issueTicket))
+	r.Post("/v1/{tenant}/revocations", s.handle(s.revoke))
+	if opts.Forget != nil {
+		r.Delete("/v1/{tenant}", s.handle(s.forget))
+	}
 	history := s.handle(s.history())
 	r.Get("/v1/{tenant}/history", history)
 	r.Head("/v1/{tenant}/history", history)
@@ -151,12 +180,19 @@ type call struct {
 	hub    *hub.Hub
 	grant  hub.Grant
 	tenant string
+	client netip.Addr // the zero Addr where it is not known
+	papers papers     // what it was let in for
 }
 
 // handle makes a handler of fn: who may is settled before, and errors are answered after.
 func (s *Server) handle(fn func(w http.ResponseWriter, r *http.Request, c call) error) http.HandlerFunc {
+	return s.handleAs(func(w http.ResponseWriter, r *http.Request) error { return s.admit(w, r, fn) })
+}
+
+// handleAs makes a handler of what returns an error to answer.
+func (s *Server) handleAs(fn func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if err := s.admit(w, r, fn); err != nil {
+		if err := fn(w, r); err != nil {
 			p := problemOf(err)
 			if p.Code == codeInternal && r.Context().Err() == nil {
 				s.opts.Logger.Error("answer a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "err", err)
@@ -167,28 +203,95 @@ func (s *Server) handle(fn func(w http.ResponseWriter, r *http.Request, c call) 
 }
 
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.ResponseWriter, r *http.Request, c call) error) error {
-	grant, err := s.opts.Authorizer.Authorize(r)
-	if err != nil {
-		var p *problem
-		var refusal *hub.Refusal
-		if errors.As(err, &p) || errors.As(err, &refusal) {
-			return err
-		}
-		return newProblem(codeUnauthenticated, "%s", err)
-	}
-	if s.why.Load() != nil && acceptsEvents(r.Header["Accept"]) {
-		s.await(r)
-	}
-	if why := s.why.Load(); why != nil {
-		p := newProblem(hub.Unavailable, "not ready: %s; try again in a moment", *why)
-		p.retry = time.Second
-		return p
+	if err := s.sameSite(r); err != nil {
+		return err
 	}
 	tenant, err := param(r, "tenant")
 	if err != nil {
 		return err
 	}
-	return fn(w, r, call{s.hub.Load(), grant, tenant})
+	c := call{tenant: tenant, client: gate.ClientAddr(r, s.opts.Gate.Trusted)}
+	if route := chi.RouteContext(r.Context()).RoutePattern(); strings.HasPrefix(route, "/v1/{tenant}/feed") {
+		if strings.HasSuffix(route, "/*") && !queryInPath(r) {
+			s.notFound(w, r)
+			return nil
+		}
+		// Before credentials are looked at: that costs, too.
+		if err := s.stranger(r, c.client); err != nil {
+			return err
+		}
+		var redeemed bool
+		if c.grant, c.papers, redeemed, err = s.redeem(r); !redeemed {
+			c.papers = papersOf(r)
+			c.grant, err = s.opts.Authorizer.Authorize(r)
+		}
+	} else {
+		c.grant, err = s.opts.Authorizer.Authorize(r)
+	}
+	if err != nil {
+		return unauthenticated(err)
+	}
+	if s.why.Load() != nil && acceptsEvents(r.Header["Accept"]) {
+		s.await(r)
+	}
+	if err := s.serving(); err != nil {
+		return err
+	}
+	c.hub = s.hub.Load()
+	return fn(w, r, c)
+}
+
+// serving refuses while there is no hub.
+func (s *Server) serving() error {
+	why := s.why.Load()
+	if why == nil {
+		return nil
+	}
+	p := newProblem(hub.Unavailable, "not ready: %s; try again in a moment", *why)
+	p.retry = time.Second
+	return p
+}
+
+// unauthenticated makes an Authorizer's error one that says what to answer.
+func unauthenticated(err error) error {
+	var p *problem
+	var refusal *hub.Refusal
+	if errors.As(err, &p) || errors.As(err, &refusal) {
+		return err
+	}
+	return newProblem(codeUnauthenticated, "%s", err)
+}
+
+// stranger asks the gate whether a feed may begin. A poll that has a cursor goes on with
+// a feed that began before.
+func (s *Server) stranger(r *http.Request, client netip.Addr) error {
+	if err := s.opts.Gate.Watch.Admit(gate.Feed); err != nil {
+		return err
+	}
+	if s.opts.Gate.Rate == nil || resumes(r) {
+		return nil
+	}
+	return s.opts.Gate.Rate.Take(client)
+}
+
+// resumes tells whether a request is a poll with a cursor.
+func resumes(r *http.Request) bool {
+	if hasToken(r.Header["Upgrade"], "websocket") || acceptsEvents(r.Header["Accept"]) {
+		return false
+	}
+	q := r.URL.RawQuery
+	return strings.Contains(q, "cursor=") || strings.Contains(q, "@") || strings.Contains(q, "%40") || r.Header.Get("Last-Event-ID") != ""
+}
+
+// narrow refuses requests whose URL or header is too large.
+func (s *Server) narrow(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := gate.CheckRequest(r); err != nil {
+			problemOf(err).write(w)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // await keeps an event stream waiting while the server starts. While it stops, the
@@ -247,7 +350,7 @@ func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	p := newProblem(hub.BadRequest, "%s is not for this path; it takes %s", r.Method, strings.Join(allowed, ", "))
-	p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+	p.status(http.StatusMethodNotAllowed)
 	p.allow = strings.Join(allowed, ", ")
 	p.write(w)
 }

@@ -86,7 +86,7 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 		o.log = feedtest.NewMemory()
 	}
 	if o.options.Authorizer == nil {
-		o.options.Authorizer = transport.Loopback{}
+		o.options.Authorizer, o.options.Origins = transport.Loopback{}, transport.LoopbackOrigins
 	}
 	if o.listen == nil {
 		o.listen = transport.Listen

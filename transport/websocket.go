@@ -18,8 +18,9 @@ import (
 
 // Close codes of our own (docs/protocol.md).
 const (
-	closeBadFrame = 4400
-	closeEvicted  = 4409
+	closeBadFrame        = 4400
+	closeUnauthenticated = 4401
+	closeEvicted         = 4409
 )
 
 // requestsInFlight is how many requests of one socket may be unanswered: beyond
@@ -37,7 +38,10 @@ const leaving = 5 * time.Second
 type socket struct {
 	// Static after construction.
 	server  *Server
-	call    call
+	hub     *hub.Hub
+	tenant  string
+	papers  papers // without the credentials
+	leave   func()
 	conn    *websocket.Conn
 	link    *link
 	session *hub.Session
@@ -61,24 +65,25 @@ type socket struct {
 
 // websocket answers with a WebSocket, and closes the session. It returns once hands
 // are shaken, so that what net/http holds for a request can go.
-func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, open feed.Open, beat time.Duration) error {
+func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, open feed.Open, beat time.Duration, leave func()) error {
 	shaken := false
 	defer func() {
 		if !shaken {
 			session.Close()
+			leave()
 		}
 	}()
 	if err := handshake(w, r); err != nil {
 		return err
 	}
 	k := &socket{
-		server: s, call: c, session: session, beat: beat, pinged: time.Now(),
+		server: s, hub: c.hub, tenant: c.tenant, papers: c.papers, leave: leave, session: session, beat: beat, pinged: time.Now(),
 		slots: make(chan struct{}, requestsInFlight), writes: make(chan written, requestsInFlight),
 	}
 	h := &hijacker{ResponseWriter: w}
 	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"tidemark.v1"},
-		InsecureSkipVerify: true, // origins are the Authorizer's matter, by exact match
+		InsecureSkipVerify: true, // origins were looked at: see Origins, and Authorizer
 		OnPingReceived:     k.pong,
 		OnPongReceived:     k.ponged,
 	})
@@ -86,6 +91,7 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 		return nil // Accept has answered
 	}
 	shaken = true
+	k.papers.authorization, k.papers.cookie = nil, nil // those of frames take their place
 	conn.SetReadLimit(s.opts.Body)
 	k.conn, k.link = conn, h.link
 	// The request's context ends with the handler.
@@ -123,6 +129,7 @@ func (k *socket) run(open feed.Open) {
 	defer k.server.sockets.done()
 	defer func() {
 		k.session.Close()
+		k.leave()
 		k.cancel(nil)
 		_ = k.conn.CloseNow()
 		_ = k.link.Close() // CloseNow does nothing once Close has begun
@@ -245,6 +252,8 @@ func (k *socket) End(ctx context.Context, ended *hub.Ended) error {
 		code = websocket.StatusInternalError
 	case hub.EndEvicted:
 		code = closeEvicted
+	case hub.EndExpired, hub.EndRevoked:
+		code = closeUnauthenticated
 	}
 	return closeError{code, ended.Reason}
 }

@@ -20,7 +20,7 @@ var floors = map[string][]string{
 	"sync/hub":           {"sync/fault", "sync/feed", "github.com/go-json-experiment/json", "github.com/google/uuid"},
 	"broker":             {"sync/fault", "sync/feed", "broker/history", "github.com/nats-io/nats-server", "github.com/nats-io/nats.go", "github.com/minio/highwayhash", "golang.org/x/sys"},
 	"broker/history":     {"sync/feed"},
-	"transport": {"sync/feed", "sync/hub", "github.com/go-chi/chi", "github.com/coder/websocket",
+	"transport": {"sync/feed", "sync/hub", "transport/gate", "github.com/go-chi/chi", "github.com/coder/websocket",
 		"github.com/go-json-experiment/json", "golang.org/x/sys"},
 	"transport/credential": {"sync/feed", "sync/hub", "github.com/golang-jwt/jwt", "github.com/MicahParks/jwkset", "github.com/go-json-experiment/json"},
 	"transport/follow":     {"sync/feed", "github.com/coder/websocket"},

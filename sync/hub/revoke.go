@@ -102,6 +102,17 @@ func (h *Hub) administers(g Grant, tenant string) error {
 	return nil
 }
 
+// MayUse refuses who may do nothing at a tenant: by a *Refusal.
+func (h *Hub) MayUse(g Grant, tenant string) error {
+	if err := feed.CheckTenant(tenant); err != nil {
+		return refuse(BadName, "%s", err)
+	}
+	if !g.covers(tenant) {
+		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
+	}
+	return h.counts(g, tenant)
+}
+
 // counts refuses a credential that counts for a tenant no more.
 func (h *Hub) counts(g Grant, tenant string) error {
 	if err := g.live(time.Now()); err != nil {

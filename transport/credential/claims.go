@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -23,7 +24,7 @@ const (
 )
 
 // Compile makes a filter of an expression and the claims that it was found in, whose
-// numbers are float64 and which it must not change. It may be called concurrently.
+// numbers are json.Number and which it must not change. It may be called concurrently.
 // Its error is shown to the client, cut to 200 bytes.
 type Compile func(expression string, claims map[string]any) (hub.Filter, error)
 
@@ -90,8 +91,9 @@ func date(claims map[string]any, name string) (time.Time, bool, error) {
 	if !ok {
 		return time.Time{}, false, nil
 	}
-	n, ok := v.(float64)
-	if !ok || !(n >= 0 && n < maxTime) {
+	number, ok := v.(json.Number)
+	n, nerr := number.Float64()
+	if !ok || nerr != nil || !(n >= 0 && n < maxTime) {
 		return time.Time{}, false, refuse(Claims, "the token's %s is not a time: a number of seconds since 1970", name)
 	}
 	whole, rest := math.Modf(n)

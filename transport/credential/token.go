@@ -1,7 +1,9 @@
 package credential
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"unicode"
@@ -113,7 +115,8 @@ func decode(what, text string) ([]byte, error) {
 }
 
 // object reads a JSON object of a stranger: no member twice, no invalid UTF-8, not
-// deep, not many. Numbers become float64.
+// deep, not many. Numbers stay as they are written, json.Number: of two large ids that are the same as
+// floats, one must not pass for the other in a filter.
 func object(what string, raw []byte) (map[string]any, error) {
 	if err := checkBounds(raw); err != nil {
 		return nil, refuse(Malformed, "the token's %s %s", what, err)
@@ -122,6 +125,12 @@ func object(what string, raw []byte) (map[string]any, error) {
 	if err := jsonv2.Unmarshal(raw, &m); err != nil || m == nil {
 		// The error would quote the token.
 		return nil, refuse(Malformed, "the token's %s is not a JSON object, or has a member twice", what)
+	}
+	exact := json.NewDecoder(bytes.NewReader(raw))
+	exact.UseNumber()
+	m = nil
+	if err := exact.Decode(&m); err != nil {
+		return nil, refuse(Malformed, "the token's %s is not a JSON object", what)
 	}
 	return m, nil
 }
