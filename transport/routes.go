@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +57,9 @@ type Server struct {
 	ready   chan struct{}          // closed by the first Serve
 	sockets tally                  // WebSockets, which http.Server does not wait for
 	csrf    *http.CrossOriginProtection
+
+	mu       sync.Mutex
+	problems map[hub.Code]uint64 // guarded by mu
 }
 
 // Gate is what a Server asks before it does something for a stranger. Each part may be
@@ -90,7 +95,7 @@ func New(opts Options) *Server {
 	if opts.Tickets == nil {
 		opts.Tickets = NewTickets()
 	}
-	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection()}
+	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection(), problems: map[hub.Code]uint64{}}
 	s.NotReady("starting")
 	r := s.router
 	r.Use(s.guard, s.cors, s.narrow)
@@ -139,6 +144,19 @@ func (s *Server) Serve(h *hub.Hub) {
 
 // NotReady makes the server refuse all that needs a hub, saying why.
 func (s *Server) NotReady(why string) { s.why.Store(&why) }
+
+// Problems counts the requests that were answered with a problem, by its code.
+func (s *Server) Problems() map[hub.Code]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.problems)
+}
+
+func (s *Server) count(code hub.Code) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problems[code]++
+}
 
 // Wait waits until all WebSockets are gone. They go when their hub is drained.
 func (s *Server) Wait(ctx context.Context) error { return s.sockets.wait(ctx) }
@@ -194,6 +212,7 @@ func (s *Server) handleAs(fn func(w http.ResponseWriter, r *http.Request) error)
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := fn(w, r); err != nil {
 			p := problemOf(err)
+			s.count(p.Code)
 			if p.Code == codeInternal && r.Context().Err() == nil {
 				s.opts.Logger.Error("answer a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "err", err)
 			}

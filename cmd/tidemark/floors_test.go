@@ -15,6 +15,7 @@ const module = "github.com/tidemark-sync/tidemark/"
 // library; a package that is not here fails the test. sync/README.md has the drawing.
 var floors = map[string][]string{
 	"sync/fault":         {},
+	"sync/filter":        {"github.com/google/cel-go", "google.golang.org/protobuf", "golang.org/x/sync"},
 	"sync/feed":          {"sync/fault"},
 	"sync/feed/feedtest": {"sync/feed"},
 	"sync/hub":           {"sync/fault", "sync/feed", "github.com/go-json-experiment/json", "github.com/google/uuid"},
@@ -26,8 +27,8 @@ var floors = map[string][]string{
 	"transport/follow":     {"sync/feed", "github.com/coder/websocket"},
 	"transport/gate":       {"golang.org/x/sys"},
 	"clientjs":             {},
-	"cmd/tidemark": {"sync/fault", "sync/feed", "sync/hub", "broker", "broker/history", "transport", "transport/credential", "transport/follow", "clientjs",
-		"github.com/alecthomas/kong", "github.com/alecthomas/units", "golang.org/x/sys", "golang.org/x/term", "gopkg.in/yaml.v3"},
+	"cmd/tidemark": {"sync/fault", "sync/feed", "sync/hub", "broker", "broker/history", "transport", "transport/credential", "transport/follow", "transport/gate", "sync/filter", "clientjs",
+		"github.com/alecthomas/kong", "github.com/prometheus/client_golang", "github.com/alecthomas/units", "golang.org/x/sys", "golang.org/x/term", "gopkg.in/yaml.v3"},
 	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/coder/websocket", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
 	"cmd/faults/oracle": {},
 	"cmd/hostile":       {},

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/broker"
@@ -19,6 +20,7 @@ import (
 	"github.com/tidemark-sync/tidemark/sync/fault"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport"
+	"github.com/tidemark-sync/tidemark/transport/gate"
 )
 
 // Config is all that the server is told. validate fills defaults, once.
@@ -27,6 +29,11 @@ type Config struct {
 	Data    string // directory of log and checkpoints
 	TLSCert string // PEM files; both or none
 	TLSKey  string
+	Admin   string // host:port of administration; "": adminDefault, if it is free; "off": the socket alone
+
+	Access        Access
+	Strangers     Strangers
+	InsecureAdmin bool // Admin may be reached from other machines
 
 	Memory     int64         // bytes for rows, tombstones and ids; 0: half of what the process may use
 	Log        int64         // bytes of log kept at least before a checkpoint; 0: 64 MiB
@@ -42,6 +49,7 @@ type Config struct {
 	AcceptLoss bool             // go on with what can be read of a damaged store
 	History    *history.Options // how much history is kept; nil: none
 
+	Hint   bool                         // say how to get credentials, where there are none
 	Pages  func(*transport.Server)      // mounts pages
 	Ready  func(url string, h *hub.Hub) // called once it serves
 	Logger *slog.Logger
@@ -51,13 +59,16 @@ type Config struct {
 const drainTime = 20 * time.Second
 
 func (c *Config) validate() error {
-	host, _, err := net.SplitHostPort(c.Listen)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("--listen %q must be host:port, like 127.0.0.1:7333", c.Listen)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("--listen %s is refused: this server has no credentials yet, so whoever can reach it may read and write everything; "+
-			"listen on 127.0.0.1, and let something that checks who may stand in front of it", c.Listen)
+	if c.Admin != "" && c.Admin != "off" {
+		if _, _, err := net.SplitHostPort(c.Admin); err != nil {
+			return fmt.Errorf("--admin-listen %q must be host:port, like 127.0.0.1:7334, or off", c.Admin)
+		}
+		if !loopbackListen(c.Admin) && !c.InsecureAdmin {
+			return fmt.Errorf("--admin-listen %s is refused: administration asks nobody who they are, so only this machine may reach it; --insecure-admin lets others", c.Admin)
+		}
 	}
 	if c.Data == "" {
 		return errors.New("--data must name a directory")
@@ -100,13 +111,25 @@ func run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	remark := ""
-	if c.Relaxed {
-		remark = "durability is relaxed: a crash may take back what was acknowledged in the last second or so"
+	who, err := c.settle(ctx)
+	if err != nil {
+		return err
 	}
+	defer who.close()
+	if c.Relaxed {
+		who.warnings = append(who.warnings, "durability is relaxed: what is acknowledged is durable about a second later, and a crash may take it back")
+	}
+	if c.InsecureAdmin {
+		who.warnings = append(who.warnings, "--insecure-admin: whoever reaches "+c.Admin+" may take credentials back and forget tenants")
+	}
+	strangers, listen, err := c.Strangers.gate(usableMemory())
+	if err != nil {
+		return err
+	}
+	listen.TLS, listen.Logger = cert != nil, c.Logger
 	front := transport.New(transport.Options{
-		Authorizer: transport.Loopback{}, Version: version(), NetworkKey: secret,
-		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger, Remark: remark,
+		Authorizer: who.authorizer, Origins: who.origins, Gate: strangers, Version: version(), NetworkKey: secret,
+		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger, Remark: strings.Join(who.warnings, "; "),
 	})
 	if c.Pages != nil {
 		c.Pages(front)
@@ -115,9 +138,14 @@ func run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	bounded, err := gate.Listen(l, listen)
+	if err != nil {
+		l.Close()
+		return err
+	}
 	server := &http.Server{
 		Handler: front, TLSConfig: cert,
-		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: gate.MaxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
@@ -127,9 +155,9 @@ func run(ctx context.Context, c Config) (err error) {
 	}
 	go func() {
 		if cert != nil {
-			served <- server.ServeTLS(transport.Listen(l), "", "")
+			served <- server.ServeTLS(transport.Listen(bounded), "", "")
 		} else {
-			served <- server.Serve(transport.Listen(l))
+			served <- server.Serve(transport.Listen(bounded))
 		}
 	}()
 	defer func() {
@@ -141,8 +169,14 @@ func run(ctx context.Context, c Config) (err error) {
 
 	front.NotReady("reading the log")
 	started := time.Now()
-	if c.Relaxed {
-		c.Logger.Warn("durability is relaxed: what is acknowledged is durable about a second later, and a crash may take it back")
+	for _, warning := range who.warnings {
+		c.Logger.Warn(warning)
+	}
+	switch _, open := who.authorizer.(transport.Loopback); {
+	case open && c.Hint:
+		c.Logger.Warn("there are no credentials, so only this machine may use the server; to listen elsewhere make keys (tidemark keys --out keys) and add: --jwt-public-key keys/public.pem")
+	case !open && cert == nil && !loopbackListen(c.Listen):
+		c.Logger.Warn("credentials come over plain HTTP: let a proxy that speaks TLS stand in front, or add --tls-cert and --tls-key")
 	}
 	if fault.Built {
 		c.Logger.Warn("this build can be told to fail, and is for tests only")
@@ -163,11 +197,11 @@ func run(ctx context.Context, c Config) (err error) {
 	}()
 	k.log = log
 	k.hub <- h
-	stopAdmin, err := serveAdmin(c.Data, h, c.Logger)
-	if err != nil {
+	admin := &admins{logger: c.Logger, handler: administration(&c, who, &metrics{hub: h, front: front, gate: strangers, main: bounded})}
+	defer admin.stop()
+	if err := errors.Join(admin.socket(c.Data), admin.tcp(&c)); err != nil {
 		return errors.Join(err, h.Drain(ctx))
 	}
-	defer stopAdmin()
 	front.Serve(h)
 	stats := h.Stats()
 	c.Logger.Info("serving", "url", scheme+"://"+l.Addr().String(), "epoch", h.Epoch(), "rows", stats.Rows, "seq", stats.Head,

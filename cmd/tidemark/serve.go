@@ -28,7 +28,10 @@ type ServerFlags struct {
 	PollCache      string           `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
 	TLSCert        string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
 	TLSKey         string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
-	LogLevel       slog.Level       `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
+	Strangers      `embed:""`
+	AdminListen    string     `placeholder:"ADDR" help:"Where administration is served, which asks nobody who they are: metrics, status, profiles, revocations. off: only at the socket in the data directory. Default: 127.0.0.1:7334, if it is free."`
+	InsecureAdmin  bool       `help:"Let --admin-listen be reached from other machines."`
+	LogLevel       slog.Level `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
 }
 
 // Validate is called by kong: a limit of 0 never means that there is none.
@@ -42,12 +45,13 @@ func (f *ServerFlags) Validate() error {
 	if f.Memory < 0 {
 		return fmt.Errorf("--memory must be above 0")
 	}
-	return nil
+	return f.Strangers.Validate()
 }
 
 func (f *ServerFlags) config(listen, data string, std stdio) Config {
 	return Config{
 		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
+		Admin: f.AdminListen, InsecureAdmin: f.InsecureAdmin, Strangers: f.Strangers,
 		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),
 		Tombstones: f.Tombstones, IDs: f.IDs, IDsMost: f.IDsMost, PollCache: f.PollCache,
 		Relaxed: f.Durability == "relaxed", Reserve: int64(f.DiskReserve), Scrub: f.Scrub, AcceptLoss: f.AcceptDataLoss,
@@ -85,8 +89,9 @@ func (d *DevCmd) Run(ctx context.Context, std stdio) error {
 
 // ServeCmd runs the server.
 type ServeCmd struct {
-	Listen string `default:"127.0.0.1:7333" placeholder:"ADDR" help:"Where to listen. As long as there are no credentials, only loopback is accepted. Default: ${default}."`
+	Listen string `default:"127.0.0.1:7333" placeholder:"ADDR" help:"Where to listen. Without credentials, only loopback is accepted. Default: ${default}."`
 	Data   string `required:"" placeholder:"DIR" type:"path" help:"Where the log lives."`
+	Access `embed:""`
 	ServerFlags
 }
 
@@ -94,14 +99,15 @@ type ServeCmd struct {
 func (ServeCmd) Help() string {
 	return `The server for real: its log in a directory of its own, held by one process at a time. GET /healthz is 200 while it lives, GET /readyz once it serves. On SIGTERM it tells every client when to come back, answers what it has taken, and exits with 0 within 30 seconds.
 
-    $ tidemark serve --data /var/lib/tidemark
-    $ tidemark serve --data /var/lib/tidemark --tls-cert cert.pem --tls-key key.pem
+    $ tidemark keys --out keys
+    $ tidemark serve --data /var/lib/tidemark --listen 0.0.0.0:7333 --jwt-public-key keys/public.pem --origins https://app.example.com --tls-cert cert.pem --tls-key key.pem
+    $ tidemark serve --data /var/lib/tidemark                 # no credentials: this machine only
     $ TIDEMARK_MEMORY=4GiB tidemark serve --config /etc/tidemark.yaml`
 }
 
 // Run serves until ctx ends.
 func (s *ServeCmd) Run(ctx context.Context, std stdio) error {
 	c := s.config(s.Listen, s.Data, std)
-	c.Pages = mountClient
+	c.Access, c.Hint, c.Pages = s.Access, true, mountClient
 	return run(ctx, c)
 }

@@ -437,17 +437,17 @@ func TestFormsThatAreAllowedAreTaken(t *testing.T) {
 	}
 }
 
-// TestFilterSeesAllClaimsWithNumbersAsFloat64: else a filter over a claim sees another number than
-// the app wrote.
-func TestFilterSeesAllClaimsWithNumbersAsFloat64(t *testing.T) {
+// TestFilterSeesTheNumberThatTheAppWrote: else somebody whose large id is the same as another's
+// once both are floats would see the other's rows.
+func TestFilterSeesTheNumberThatTheAppWrote(t *testing.T) {
 	o := all()
 	var got map[string]any
 	o.Filter = func(_ string, claims map[string]any) (hub.Filter, error) {
 		got = claims
 		return text("x"), nil
 	}
-	_, err := verifier(t, o).Verify(t.Context(), token("HS256", secret, map[string]any{"org": 7, "filters": map[string]any{"todos": "x"}}))
-	if err != nil || got["org"] != 7.0 || got["tenant"] != "acme" {
+	_, err := verifier(t, o).Verify(t.Context(), token("HS256", secret, map[string]any{"org": 9007199254740993, "filters": map[string]any{"todos": "x"}}))
+	if err != nil || got["org"] != json.Number("9007199254740993") || got["tenant"] != "acme" {
 		t.Errorf("the filter got %v, %v", got, err)
 	}
 }
