@@ -112,7 +112,7 @@ func (s *site) tryFeed(transport, query string, headers ...string) (*stream, res
 			protocols = strings.Split(offered, ", ")
 		}
 		h.Del("Sec-WebSocket-Protocol")
-		c, resp, err := ws.Dial(ctx, address, &ws.DialOptions{HTTPClient: s.client, HTTPHeader: h, Subprotocols: protocols})
+		c, resp, err := ws.Dial(ctx, address, &ws.DialOptions{HTTPClient: s.client, HTTPHeader: h, Host: h.Get("Host"), Subprotocols: protocols})
 		if err != nil {
 			cancel()
 			if resp == nil {
@@ -130,7 +130,7 @@ func (s *site) tryFeed(transport, query string, headers ...string) (*stream, res
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.Header = h
+	req.Header, req.Host = h, h.Get("Host")
 	if transport == sse && h.Get("Accept") == "" {
 		h.Set("Accept", "text/event-stream")
 	}
