@@ -1,11 +1,13 @@
 package transport_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -406,7 +408,7 @@ func TestNothingComesAfterTheDeadline(t *testing.T) {
 	for range rounds {
 		for _, tr := range transports {
 			for _, how := range []string{"expired", "revoked"} {
-				deadline(t, tr, how, time.Duration(1+random.IntN(40_000))*time.Millisecond, random)
+				deadline(t, tr, how, time.Duration(1+random.IntN(9000))*time.Millisecond, random)
 			}
 		}
 		deadline(t, "pages", "expired", time.Duration(1+random.IntN(4000))*time.Millisecond, random)
@@ -421,7 +423,9 @@ func TestNothingComesAfterTheDeadline(t *testing.T) {
 // deadline follows as somebody whose credential ends after a while, while somebody else writes
 // the time into rows. What was written from the end on must not come.
 func deadline(t *testing.T, tr, how string, life time.Duration, random *rand.Rand) {
-	start, pause := random.IntN(3000), time.Duration(1+random.IntN(700))*time.Millisecond
+	start := random.IntN(3000)
+	// Now and then, one after another, or so seldom that a poll waits.
+	pause := []time.Duration{500 * time.Millisecond, 50 * time.Millisecond, 20 * time.Second}[random.IntN(3)] + time.Duration(random.IntN(100))*time.Millisecond
 	bubble(t, guarded(t), func(t *testing.T, s *site) {
 		admin := bearer(token(t, time.Hour, "sub", "root", "admin", true))
 		write := func(i int) {
@@ -616,5 +620,36 @@ func TestCachedPollIsNobodyElses(t *testing.T) {
 	vary := strings.Join(r.header["Vary"], ",")
 	if !strings.Contains(r.header.Get("Cache-Control"), "private") || !strings.Contains(vary, "Authorization") || !strings.Contains(vary, "Cookie") {
 		t.Errorf("%v", r.header)
+	}
+}
+
+// TestEveryRouteIsKnown: a path that somebody added and nobody guards.
+func TestEveryRouteIsKnown(t *testing.T) {
+	o := guarded(t)
+	o.options.Forget = func(context.Context, hub.Grant, string) (any, error) { return nil, nil }
+	s := open(t, o)
+	want := []string{
+		"DELETE /v1/{tenant}", "DELETE /v1/{tenant}/rows/*",
+		"GET /healthz", "GET /readyz",
+		"GET /v1/{tenant}/feed", "GET /v1/{tenant}/feed/*", "GET /v1/{tenant}/history", "GET /v1/{tenant}/rows/*",
+		"HEAD /healthz", "HEAD /readyz", "HEAD /v1/{tenant}/history", "HEAD /v1/{tenant}/rows/*",
+		"PATCH /v1/{tenant}/rows/*", "POST /v1/{tenant}/changes", "POST /v1/{tenant}/revocations", "POST /v1/{tenant}/rows/*", "POST /v1/{tenant}/tickets", "PUT /v1/{tenant}/rows/*",
+		"administration: DELETE /v1/{tenant}", "administration: POST /v1/{tenant}/revocations",
+	}
+	got := transport.Routes(s.server)
+	if !slices.Equal(got, want) {
+		t.Errorf("the routes are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, route := range got {
+		method, path, _ := strings.Cut(route, " ")
+		if path = strings.NewReplacer("{tenant}", "acme", "*", "todos").Replace(path); strings.HasPrefix(route, "administration") || !strings.HasPrefix(path, "/v1/") {
+			continue
+		}
+		if path == "/v1/acme/feed/todos" {
+			path = "/v1/acme/feed/c=todos"
+		}
+		if r := s.do(method, path, ""); r.status != 401 {
+			t.Errorf("%s: without a credential it answers %d", route, r.status)
+		}
 	}
 }

@@ -2,7 +2,11 @@ package transport
 
 import (
 	"net"
+	"net/http"
+	"slices"
 	"time"
+
+	"github.com/go-chi/chi/v5"
 )
 
 // Stalled is how long a connection may take no byte.
@@ -10,3 +14,17 @@ const Stalled = stalled
 
 // ListenFor is Listen with another patience than Stalled.
 func ListenFor(l net.Listener, d time.Duration) net.Listener { return listener{l, d} }
+
+// Routes lists what a server answers, by method and pattern.
+func Routes(s *Server) []string {
+	return append(routesOf(s.router, ""), routesOf(s.Administration().(chi.Routes), "administration: ")...)
+}
+
+func routesOf(r chi.Routes, prefix string) (all []string) {
+	_ = chi.Walk(r, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		all = append(all, prefix+method+" "+route)
+		return nil
+	})
+	slices.Sort(all)
+	return all
+}

@@ -76,7 +76,11 @@ func (c *ImportCmd) Run(ctx context.Context, std stdio) error {
 			return usageError{err}
 		}
 	}
-	if err := c.options().Validate(); err != nil {
+	o, err := c.options()
+	if err == nil {
+		err = o.Validate()
+	}
+	if err != nil {
 		return usageError{err}
 	}
 	in, size := std.in, int64(0)
@@ -94,7 +98,7 @@ func (c *ImportCmd) Run(ctx context.Context, std stdio) error {
 	tr := http.DefaultTransport.(*http.Transport).Clone()
 	defer tr.CloseIdleConnections()
 	m := &importer{
-		cmd: c, o: c.options(), log: std.err,
+		cmd: c, o: o, log: std.err,
 		src:      &source{r: bufio.NewReaderSize(in, 256<<10)},
 		began:    time.Now(),
 		progress: newProgress(std.err, size),
@@ -103,7 +107,7 @@ func (c *ImportCmd) Run(ctx context.Context, std stdio) error {
 	if err := m.resume(in); err != nil {
 		return err
 	}
-	err := m.run(ctx)
+	err = m.run(ctx)
 	m.progress.clear()
 	if serr := m.save(true); err == nil {
 		err = serr

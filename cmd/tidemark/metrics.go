@@ -24,7 +24,7 @@ type metrics struct {
 
 var (
 	descSessions   = describe("tidemark_sessions", "Feeds that are open.")
-	descRows       = describe("tidemark_rows", "Rows that are there.")
+	descRows       = describe("tidemark_rows", "Rows that are there; a revocation is one, too.")
 	descState      = describe("tidemark_state_bytes", "What rows, tombstones and ids hold of memory.")
 	descMemory     = describe("tidemark_state_limit_bytes", "What they may hold; writes beyond it are refused.")
 	descSeq        = describe("tidemark_seq", "The last sequence that can be seen.")

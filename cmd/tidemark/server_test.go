@@ -170,14 +170,41 @@ func TestKillInTransactions(t *testing.T) {
 	t.Logf("%v transactions acknowledged; %d were under way at a kill, %d of them had been written", acknowledged, settled, duplicates)
 }
 
-// TestOnlyOurPort: a port is open that nobody asked for, and that no one guards.
-func TestOnlyOurPort(t *testing.T) {
+// TestOnlyOurPorts: a port is open that nobody asked for, and that no one guards.
+func TestOnlyOurPorts(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("reads /proc")
 	}
-	addr := freePort(t)
-	server := serve(t, addr, t.TempDir())
-	pid := server.cmd.Process.Pid
+	admin := freePort(t)
+	for _, flags := range [][]string{{"--admin-listen", "off"}, {"--admin-listen", admin}} {
+		addr := freePort(t)
+		server := serve(t, addr, t.TempDir(), flags...)
+		want := []string{hexPort(t, addr)}
+		if flags[1] == admin {
+			want = append(want, hexPort(t, admin))
+		}
+		got := listening(t, server.cmd.Process.Pid)
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("%v: listening on %v, want %v alone", flags, got, want)
+		}
+	}
+}
+
+func hexPort(t testing.TB, addr string) string {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(addr)
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("tcp 0100007F:%04X", n)
+}
+
+// listening is all that a process listens on, as /proc has it.
+func listening(t testing.TB, pid int) (all []string) {
+	t.Helper()
 	sockets := make(map[string]bool)
 	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	if err != nil {
@@ -190,7 +217,6 @@ func TestOnlyOurPort(t *testing.T) {
 			}
 		}
 	}
-	var listening []string
 	for _, kind := range []string{"tcp", "tcp6", "udp", "udp6"} {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, kind))
 		if err != nil {
@@ -200,18 +226,11 @@ func TestOnlyOurPort(t *testing.T) {
 			f := strings.Fields(line)
 			const listen = "0A"
 			if len(f) > 9 && sockets[f[9]] && (f[3] == listen || strings.HasPrefix(kind, "udp")) {
-				listening = append(listening, kind+" "+f[1])
+				all = append(all, kind+" "+f[1])
 			}
 		}
 	}
-	_, port, _ := net.SplitHostPort(addr)
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := fmt.Sprintf("tcp 0100007F:%04X", n); !slices.Equal(listening, []string{want}) {
-		t.Errorf("listening on %v, want %s alone", listening, want)
-	}
+	return all
 }
 
 // TestRefusesTheWorld: a server without credentials can be reached by strangers.
@@ -219,7 +238,7 @@ func TestRefusesTheWorld(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:80", "example.com:80"} {
 		p := start(t, "serve", "--listen", addr, "--data", t.TempDir())
 		<-p.exited
-		if code := p.cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(p.out.String(), "no credentials") {
+		if code := p.cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(p.out.String(), "--jwt-public-key keys/public.pem") {
 			t.Errorf("%s: exit code %d: %s", addr, code, p.out)
 		}
 	}

@@ -83,7 +83,10 @@ type cursorFile struct {
 
 // Run follows until ctx ends.
 func (c *TailCmd) Run(ctx context.Context, std stdio) error {
-	o := c.options()
+	o, err := c.options()
+	if err != nil {
+		return usageError{err}
+	}
 	o.Transport = c.Transport
 	remembered, err := c.remembered()
 	if err != nil {
