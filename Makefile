@@ -64,11 +64,15 @@ $(NODE_READY): clientjs/package.json clientjs/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: $(NODE_READY) ## gofmt, vet, staticcheck, floors, types, lint
+check: $(NODE_READY) ## gofmt, vet, staticcheck, govulncheck, floors, types, lint
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "gofmt these: $$unformatted" >&2; exit 1; fi
 	go vet ./...
 	go tool staticcheck ./...
+	@if found=$$(go tool govulncheck ./... 2>&1); then echo "govulncheck: no known vulnerability is reached"; \
+	elif grep -q 'fetching vulnerabilities' <<<"$$found"; then \
+		echo "***** SKIPPED: govulncheck, because its database can't be had from here *****" >&2; \
+	else echo "$$found" >&2; exit 1; fi
 	go test -count=1 -run '^TestFloors' ./cmd/tidemark
 	$(NPM) run check
 

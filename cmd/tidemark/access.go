@@ -28,11 +28,6 @@ type Access struct {
 	InsecureHTTPKeys      bool `name:"insecure-http-keys" group:"Who may" help:"Let --jwks-url and --auth-url be http on other machines: whoever is on the way can then let anybody in."`
 }
 
-// none tells whether there are no credentials.
-func (a *Access) none() bool {
-	return a.JWTSecretFile == "" && a.JWTPublicKey == "" && a.JWKSURL == "" && a.AuthURL == ""
-}
-
 // settled is who may, as the server needs it.
 type settled struct {
 	authorizer transport.Authorizer
