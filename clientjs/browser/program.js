@@ -15,7 +15,7 @@ const root = fileURLToPath(new URL('../../', import.meta.url))
 const binary = join(root, 'bin/tidemark')
 
 /** Debian's Chromium. It needs no sandbox to look at our own pages, and as root it can't have one. */
-export const launch = (/** @type {string[]} */ ignoreDefaultArgs = []) =>
+export const launch = (/** @type {string[]} */ ignoreDefaultArgs = [], /** @type {string[]} */ more = []) =>
   chromium.launch({
     ignoreDefaultArgs,
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
@@ -26,6 +26,7 @@ export const launch = (/** @type {string[]} */ ignoreDefaultArgs = []) =>
       '--disable-component-update',
       '--disable-sync',
       '--no-first-run',
+      ...more,
     ],
   })
 
@@ -55,9 +56,23 @@ function run(args) {
   return { child, exited, output: () => text }
 }
 
-/** A server on data of its own, which can be killed and comes back on the same port. */
-export async function startServer() {
+/**
+ * What a command prints.
+ * @param {...string} args
+ */
+export async function tidemark(...args) {
+  const { exited, output } = run(args)
+  if ((await exited) !== 0) throw new Error(`tidemark ${args[0]}:\n${output()}`)
+  return output().trim()
+}
+
+/**
+ * A server on data of its own, which can be killed and comes back on the same port.
+ * @param {(dir: string) => Promise<string[]>} [access] gives the flags of a server with credentials
+ */
+export async function startServer(access) {
   const dir = await mkdtemp(join(tmpdir(), 'tidemark-browser-'))
+  const flags = await access?.(dir)
   const port = await freePort()
   const url = `http://127.0.0.1:${port}`
   let current = run([])
@@ -65,7 +80,10 @@ export async function startServer() {
   async function start() {
     // Checkpoints come often, so that restarts read them back.
     current = run([
-      'dev',
+      flags ? 'serve' : 'dev',
+      ...(flags ?? []),
+      '--admin-listen',
+      'off',
       '--listen',
       `127.0.0.1:${port}`,
       '--data',
