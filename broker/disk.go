@@ -233,6 +233,51 @@ func (l *Log) mended(ctx context.Context, failed *embedded) error {
 // holds the old files as they were, or else the new store, whole. Groups that are in no history yet are read from the old files; those
 // that are harmed are missing from it, and the logger is told.
 func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) error {
+	return l.renew(ctx, save, "")
+}
+
+// Purge is Rewrite for files that hold what must be forgotten: the old ones are removed,
+// and after a crash the next Open removes them. ErrHistory: a history is kept, which holds it too.
+func (l *Log) Purge(ctx context.Context, save func(context.Context) error) error {
+	if err := l.Purgeable(); err != nil {
+		return err
+	}
+	if err := l.renew(ctx, save, forgotten); err != nil {
+		return err
+	}
+	return removeForgotten(l.opts.Dir)
+}
+
+// ErrHistory is why a log can't be purged.
+var ErrHistory = errors.New("the history holds every change, and can't forget some")
+
+// Purgeable is why the log can't be purged: ErrHistory, also where there is a history that
+// nothing is added to any more.
+func (l *Log) Purgeable() error {
+	all, err := filepath.Glob(filepath.Join(l.opts.Dir, historyName, "*"))
+	if err == nil && (l.history != nil || len(all) > 0) {
+		err = ErrHistory
+	}
+	return err
+}
+
+// forgotten ends the name of what is put aside only to be removed.
+const forgotten = ".forgotten"
+
+// removeForgotten removes what was put aside to be removed.
+func removeForgotten(dir string) error {
+	all, err := filepath.Glob(filepath.Join(dir, asideName, "*"+forgotten))
+	for _, path := range all {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	if err == nil && len(all) > 0 {
+		err = syncPath(filepath.Join(dir, asideName))
+		_ = os.Remove(filepath.Join(dir, asideName)) // if there is nothing else in it
+	}
+	return err
+}
+
+func (l *Log) renew(ctx context.Context, save func(context.Context) error, suffix string) error {
 	if err := l.enter(); err != nil {
 		return err
 	}
@@ -242,7 +287,7 @@ func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) err
 	l.broken.Store(&notReady{why: whyRewrite})
 	l.anew.Store(true)
 	defer l.anew.Store(false)
-	if err := l.rewrite(ctx, save); err != nil {
+	if err := l.rewrite(ctx, save, suffix); err != nil {
 		err = fmt.Errorf("write the files anew: %w", err)
 		l.broken.Store(&notReady{why: whyDamaged, damage: &feed.Damage{What: err.Error()}})
 		return err
@@ -251,7 +296,7 @@ func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) err
 	return nil
 }
 
-func (l *Log) rewrite(ctx context.Context, save func(context.Context) error) error {
+func (l *Log) rewrite(ctx context.Context, save func(context.Context) error, suffix string) error {
 	fresh := filepath.Join(l.opts.Dir, newName)
 	l.nats.Load().stop()
 	if err := os.RemoveAll(fresh); err != nil {
@@ -282,7 +327,7 @@ func (l *Log) rewrite(ctx context.Context, save func(context.Context) error) err
 		err = errors.New("nothing was written to the new log")
 	}
 	if err == nil {
-		err = l.swap(ctx, fresh)
+		err = l.swap(ctx, fresh, suffix)
 	}
 	if err != nil {
 		return err
@@ -297,7 +342,7 @@ func (l *Log) rewrite(ctx context.Context, save func(context.Context) error) err
 }
 
 // swap puts the log in fresh in the place of the old one, which goes aside.
-func (l *Log) swap(ctx context.Context, fresh string) error {
+func (l *Log) swap(ctx context.Context, fresh, suffix string) error {
 	dir := l.opts.Dir
 	if err := syncTree(fresh); err != nil {
 		return err
@@ -308,8 +353,8 @@ func (l *Log) swap(ctx context.Context, fresh string) error {
 			return err
 		}
 	}
-	aside, err := putInPlace(dir, l.marker, l.epoch)
-	if err == nil {
+	aside, err := putInPlace(dir, l.marker, l.epoch, suffix)
+	if err == nil && suffix == "" {
 		l.logger.Info("the damaged files were put aside", "to", aside)
 	}
 	return err

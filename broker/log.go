@@ -204,6 +204,9 @@ func (l *Log) open(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := removeForgotten(dir); err != nil {
+		return err
+	}
 	if m.Relaxed {
 		return ErrUnclean
 	}

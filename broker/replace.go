@@ -59,19 +59,19 @@ func Replace(ctx context.Context, opts Options, fill func(*Log) error) (aside st
 		_ = os.RemoveAll(fresh.Dir) // it is in nobody's way
 		return "", doing(err)
 	}
-	if aside, err = putInPlace(dir, l.marker, old.Epoch); err != nil {
+	if aside, err = putInPlace(dir, l.marker, old.Epoch, ""); err != nil {
 		return "", doing(err)
 	}
 	return aside, nil
 }
 
 // putInPlace puts the log of the directory new, whose marker is m, in the place of what is
-// there, which goes to a directory below aside with copies of its marker and its mark; ""
-// where there is nothing. A crash leaves the one log or the other.
-func putInPlace(dir string, m marker, old feed.Epoch) (aside string, err error) {
+// there, which goes to a directory below aside, whose name ends with suffix, with copies of
+// its marker and its mark; "" where there is nothing. A crash leaves the one log or the other.
+func putInPlace(dir string, m marker, old feed.Epoch, suffix string) (aside string, err error) {
 	m.Moving = "."
 	if hasLog(dir) {
-		if aside, err = makeAside(dir, old); err != nil {
+		if aside, err = makeAside(dir, old, suffix); err != nil {
 			return "", err
 		}
 		for _, name := range []string{markerName, highName} {
@@ -143,7 +143,7 @@ func finishMove(dir string, m *marker) error {
 }
 
 // makeAside makes a directory for what is damaged, named for when that was and the epoch.
-func makeAside(dir string, epoch feed.Epoch) (string, error) {
+func makeAside(dir string, epoch feed.Epoch, suffix string) (string, error) {
 	if epoch == "" {
 		epoch = "unknown"
 	}
@@ -157,6 +157,7 @@ func makeAside(dir string, epoch feed.Epoch) (string, error) {
 		if n > 0 {
 			path += fmt.Sprintf("-%d", n)
 		}
+		path += suffix
 		err := os.Mkdir(path, 0o750)
 		if errors.Is(err, fs.ErrExist) {
 			continue

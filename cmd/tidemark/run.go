@@ -32,6 +32,9 @@ type Config struct {
 	Admin   string // host:port of administration; "": adminDefault, if it is free; "off": the socket alone
 
 	Access        Access
+	Tenants       []string              // all that there are; nil: a tenant comes to be when somebody uses it
+	Limits        hub.Limits            // of each
+	TenantLimits  map[string]hub.Limits // of some
 	Strangers     Strangers
 	InsecureAdmin bool // Admin may be reached from other machines
 
@@ -127,8 +130,9 @@ func run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	listen.TLS, listen.Logger = cert != nil, c.Logger
+	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1)}
 	front := transport.New(transport.Options{
-		Authorizer: who.authorizer, Origins: who.origins, Gate: strangers, Version: version(), NetworkKey: secret,
+		Forget: k.forget, Authorizer: who.authorizer, Origins: who.origins, Gate: strangers, Version: version(), NetworkKey: secret,
 		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger, Remark: strings.Join(who.warnings, "; "),
 	})
 	if c.Pages != nil {
@@ -181,11 +185,11 @@ func run(ctx context.Context, c Config) (err error) {
 	if fault.Built {
 		c.Logger.Warn("this build can be told to fail, and is for tests only")
 	}
-	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1)}
 	log, h, err := openStore(ctx, c, broker.Options{
 		Dir: c.Data, Relaxed: c.Relaxed, Reserve: c.Reserve, Scrub: c.Scrub, Damaged: k.damaged, History: c.History, Logger: c.Logger,
 	}, hub.Options{
-		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Clock: bootClock(), Logger: c.Logger,
+		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Sessions: c.Strangers.MaxConnections,
+		Limits: c.Limits, TenantLimits: c.TenantLimits, Tenants: c.Tenants, Clock: bootClock(), Logger: c.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("open the log in %s: %w", c.Data, err)

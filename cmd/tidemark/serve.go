@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -29,6 +30,7 @@ type ServerFlags struct {
 	TLSCert        string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
 	TLSKey         string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
 	Strangers      `embed:""`
+	Tenants        `embed:""`
 	AdminListen    string     `placeholder:"ADDR" help:"Where administration is served, which asks nobody who they are: metrics, status, profiles, revocations. off: only at the socket in the data directory. Default: 127.0.0.1:7334, if it is free."`
 	InsecureAdmin  bool       `help:"Let --admin-listen be reached from other machines."`
 	LogLevel       slog.Level `default:"info" placeholder:"LEVEL" help:"debug, info, warn or error. Default: ${default}."`
@@ -45,11 +47,13 @@ func (f *ServerFlags) Validate() error {
 	if f.Memory < 0 {
 		return fmt.Errorf("--memory must be above 0")
 	}
-	return f.Strangers.Validate()
+	return errors.Join(f.Strangers.Validate(), f.Tenants.Validate())
 }
 
 func (f *ServerFlags) config(listen, data string, std stdio) Config {
+	own, _ := f.Tenants.own() // Validate has read them
 	return Config{
+		Tenants: f.Only, Limits: f.Tenants.limits(), TenantLimits: own,
 		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
 		Admin: f.AdminListen, InsecureAdmin: f.InsecureAdmin, Strangers: f.Strangers,
 		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),

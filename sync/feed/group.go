@@ -23,6 +23,8 @@ type Group struct {
 	ForgetTombstones, ForgetIDs int64
 	// ForgetIDsOf drops ids of tenants that have too many, after the transactions.
 	ForgetIDsOf []IDFloor
+	// Drop names tenants that are forgotten wholly, after all else.
+	Drop []string
 }
 
 // Times are the clocks that a log counts by, in milliseconds. The wall clock, which may
@@ -80,17 +82,26 @@ var ErrGroup = errors.New("not a group")
 //	count { tenant client count { op collection key value id [digest[16] if id != ""] expires } }
 //	sum[16]
 //
+// A group with Drop is of version 3, which has one list more before the transactions:
+//
+//	count { tenant }
+//
 // Version 1, which is still read, has neither age, steady, boot and up, nor the first
 // list, nor expires: its age and its steady are at.
 const (
 	groupMagic = "tmg\x02"
 	groupFirst = "tmg\x01"
+	groupDrops = "tmg\x03"
 )
 
 // AppendGroup appends the bytes of g to dst, and returns them with their Sum.
 func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
 	from := len(dst)
-	dst = append(dst, groupMagic...)
+	if len(g.Drop) > 0 {
+		dst = append(dst, groupDrops...)
+	} else {
+		dst = append(dst, groupMagic...)
+	}
 	dst = appendString(dst, string(g.Epoch))
 	dst = binary.AppendUvarint(dst, uint64(g.Position))
 	dst = binary.AppendUvarint(dst, uint64(g.First))
@@ -103,6 +114,12 @@ func AppendGroup(dst []byte, g *Group) ([]byte, Sum) {
 	for _, f := range g.ForgetIDsOf {
 		dst = appendString(dst, f.Tenant)
 		dst = binary.AppendUvarint(dst, uint64(f.Seq))
+	}
+	if len(g.Drop) > 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(g.Drop)))
+		for _, tenant := range g.Drop {
+			dst = appendString(dst, tenant)
+		}
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(g.Transactions)))
 	for i := range g.Transactions {
@@ -151,9 +168,9 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 	}
 	d := NewDecoder(string(body))
 	magic := d.Take(len(groupMagic))
-	if magic != groupMagic && magic != groupFirst {
+	if magic != groupMagic && magic != groupFirst && magic != groupDrops {
 		if magic[:3] == groupMagic[:3] {
-			return nil, sum, fmt.Errorf("%w: of format %d, this version reads 1 and 2: use a newer one", ErrGroup, magic[3])
+			return nil, sum, fmt.Errorf("%w: of format %d, this version reads 1 to 3: use a newer one", ErrGroup, magic[3])
 		}
 		return nil, sum, fmt.Errorf("%w: it begins with %q", ErrGroup, magic)
 	}
@@ -172,6 +189,16 @@ func DecodeGroup(b []byte) (*Group, Sum, error) {
 		}
 		for i := range g.ForgetIDsOf {
 			g.ForgetIDsOf[i] = IDFloor{d.Text(), Seq(d.Uint())}
+		}
+	}
+	if magic == groupDrops {
+		if g.Drop = make([]string, d.Count(1)); len(g.Drop) == 0 {
+			d.Fail("its list of tenants is empty")
+		}
+		for i := range g.Drop {
+			if g.Drop[i] = d.Text(); CheckTenant(g.Drop[i]) != nil {
+				d.Fail("it drops what is no tenant")
+			}
 		}
 	}
 	g.Transactions = make([]Transaction, d.Count(3))

@@ -69,7 +69,9 @@ func TestAGroupIsReadBackAsItWasWritten(t *testing.T) {
 		large.Transactions[0].Records = append(large.Transactions[0].Records,
 			feed.Record{Op: feed.Modify, Collection: "todos", Key: "k", Value: `{"v":"` + strings.Repeat("v", 300) + `"}`})
 	}
-	for _, g := range []*feed.Group{aGroup(), large, {Epoch: "0000", Transactions: []feed.Transaction{}}} {
+	drops := aGroup()
+	drops.Drop = []string{"acme", "other"}
+	for _, g := range []*feed.Group{aGroup(), large, drops, {Epoch: "0000", Transactions: []feed.Transaction{}}} {
 		b, sum := feed.AppendGroup([]byte("before"), g)
 		got, gotSum, err := feed.DecodeGroup(b[len("before"):])
 		if err != nil || gotSum != sum || !reflect.DeepEqual(got, g) {
@@ -117,6 +119,8 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 		"deadline":         func(g *feed.Group) { g.Transactions[0].Records[0].Expires = -1 },
 		"remove's":         func(g *feed.Group) { g.Transactions[0].Records[1].Expires = 1 },
 		"time of forgets":  func(g *feed.Group) { g.ForgetIDs = 1 << 60 },
+		"drops nobody":     func(g *feed.Group) { g.Drop = []string{""} },
+		"drops all":        func(g *feed.Group) { g.Drop = []string{"*"} },
 		"too many changes": func(g *feed.Group) { g.Transactions[0].Records = make([]feed.Record, feed.MaxChanges+1) },
 	} {
 		g := aGroup()
@@ -131,7 +135,7 @@ func TestAGroupThatNoWriterMakesIsNotReadThoughItsSumIsRight(t *testing.T) {
 		t.Errorf("a number that is longer than it need be: %v", err)
 	}
 	b, _ = feed.AppendGroup(nil, aGroup())
-	b[3] = 3
+	b[3] = 4
 	if _, _, err := feed.DecodeGroup(sign(b[:len(b)-16])); err == nil || !strings.Contains(err.Error(), "use a newer one") {
 		t.Errorf("a group of the next version: %v", err)
 	}
@@ -152,6 +156,11 @@ func FuzzGroup(f *testing.F) {
 	empty, _ := feed.AppendGroup(nil, &feed.Group{Epoch: "0000"})
 	f.Add(empty[:len(empty)-16], uint(0), uint(0))
 	f.Add(longer(empty[:len(empty)-16]), uint(0), uint(0))
+	drops := aGroup()
+	drops.Drop = []string{"acme"}
+	b, _ = feed.AppendGroup(nil, drops)
+	f.Add(b, uint(17), uint(40))
+	f.Add(b[:len(b)-16], uint(17), uint(40))
 	old := groupV1(f)
 	f.Add(old, uint(17), uint(40))
 	f.Add(old[:len(old)-16], uint(31), uint(40))

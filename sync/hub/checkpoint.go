@@ -26,6 +26,7 @@ import (
 // count from 1, strings have their length before them:
 //
 //	head        'h' epoch position sum[16] at age steady boot up next
+//	dropped     'd' seq      the last at which a tenant was forgotten: only where one was, after the first head
 //	tenant      't' name floor idsGone
 //	collection  'c' name floor      of the tenant before it
 //	change      'r' seq op tail at key client id value expires      of the collection before it, by sequence; of a remove, its age instead of expires
@@ -154,6 +155,7 @@ type frozen struct {
 	at       int64
 	times    feed.Times
 	next     feed.Seq
+	dropped  feed.Seq
 	tenants  []frozenTenant
 	ages     []aged                 // of the tombstones, by sequence
 	expires  map[*feed.Change]int64 // of the rows that have a deadline
@@ -194,6 +196,7 @@ func (s *state) freeze() *frozen {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	f.dropped = s.dropped
 	for _, t := range s.tenants {
 		if !t.kept {
 			continue
@@ -236,6 +239,10 @@ func (f *frozen) parts() iter.Seq2[[]byte, error] {
 		p.buf = f.times.Append(p.buf)
 		p.uint(uint64(f.next))
 		p.head = p.last()
+		if f.dropped > 0 {
+			p.begin('d')
+			p.uint(uint64(f.dropped))
+		}
 		var changes, ids uint64
 		for _, t := range f.tenants {
 			p.begin('t')
@@ -469,6 +476,11 @@ func (r *partReader) entry(d *feed.Decoder, part string, head bool) error {
 		}
 		r.head = entry
 		return d.Err()
+	case 'd':
+		if r.s.dropped = feed.Seq(d.Uint()); r.first || r.n != 1 || r.tenant != nil || r.s.dropped == 0 || r.s.dropped >= r.s.next {
+			return errPart
+		}
+		return d.Err()
 	case 't':
 		return r.readTenant(d)
 	case 'c':
@@ -629,7 +641,7 @@ func (r *partReader) id(d *feed.Decoder) error {
 		}
 		record.change = r.s.change(f)
 		if f.Op != feed.Noop { // remember counts those
-			r.s.bytes.Add(record.change.Size())
+			r.s.weigh(r.tenant, record.change.Size())
 		}
 	} else if v := r.tenant.views[collection]; v != nil {
 		record.change = v.rows.get(row)

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,23 +13,27 @@ import (
 // group is one that is being built: requests decided against the state and what the
 // group did before them.
 type group struct {
-	s       *state
-	at      int64
-	times   feed.Times
-	next    feed.Seq
-	size    int   // in the log, about
-	mem     int64 // what it adds to the state's bytes, about
-	txns    []txn
-	rows    overlay[rowKey, rowState]
-	ids     overlay[tenantID, seenID]
-	added   map[string]int // ids, by tenant
-	due     []deadline     // rows that it removes because their time is over
-	crowded bool           // there may be more of them
-	empty   bool           // it is appended though it holds nothing
+	s        *state
+	at       int64
+	times    feed.Times
+	next     feed.Seq
+	size     int   // in the log, about
+	mem      int64 // what it adds to the state's bytes, about
+	txns     []txn
+	rows     overlay[rowKey, rowState]
+	ids      overlay[tenantID, seenID]
+	added    map[string]int // ids, by tenant
+	grown    map[string]growth
+	grow     growth     // rows of the request that is being decided
+	due      []deadline // rows that it removes because their time is over
+	crowded  bool       // there may be more of them
+	rowBytes int        // what the value of a row of that request may have
+	empty    bool       // it is appended though it holds nothing
 
 	// What is forgotten after it; see feed.Group.
 	forgetTombstones, forgetIDs int64
 	forgetIDsOf                 []feed.IDFloor
+	drop                        []string
 }
 
 // recordCost is what a record takes in the log beside its texts, even if it is a
@@ -104,9 +109,9 @@ type seenID struct {
 func (h *Hub) newGroup() *group {
 	g := &h.group
 	g.s, g.at, g.times, g.next, g.size, g.mem = h.state, max(wallOf(h.opts.Clock), h.state.at), h.times.now(), h.state.next, 0, 0
-	g.due, g.crowded, g.empty, g.forgetTombstones, g.forgetIDs, g.forgetIDsOf = nil, false, false, 0, 0, nil
+	g.due, g.crowded, g.empty, g.forgetTombstones, g.forgetIDs, g.forgetIDsOf, g.drop = nil, false, false, 0, 0, nil, nil
 	if g.added == nil {
-		g.added = make(map[string]int)
+		g.added, g.grown = make(map[string]int), make(map[string]growth)
 		g.clear()
 	}
 	return g
@@ -117,12 +122,13 @@ func (g *group) clear() {
 	clear(g.txns)
 	g.txns, g.due = g.txns[:0], nil
 	clear(g.added)
+	clear(g.grown)
 	g.rows.clear()
 	g.ids.clear()
 }
 
 // decide decides one request. An error is a *Refusal, and nothing of it happens.
-func (g *group) decide(p *Pending, memory int64) (Result, error) {
+func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error) {
 	r := &p.req
 	t := g.s.lookup(r.Tenant)
 	if g.crowded {
@@ -131,6 +137,9 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
 	var records []feed.Record
 	first, size, mem := g.next, g.size, g.mem
+	g.rowBytes = limits.RowBytes
+	before := g.grown[r.Tenant]
+	g.grow = growth{}
 	for i := range r.Writes {
 		d := g.one(t, r, &r.Writes[i], &p.writes[i])
 		result.Outcomes[i] = d.Outcome
@@ -140,7 +149,7 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 		if d.Status == tooLarge {
 			g.rollback(first, size, mem)
 			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes or %d elements: split it into several rows",
-				d.Key, r.Writes[i].Collection, MaxValue, MaxElements)
+				d.Key, r.Writes[i].Collection, limits.RowBytes, MaxElements)
 		}
 		if d.Status == outOfSight {
 			g.rollback(first, size, mem)
@@ -176,6 +185,13 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 		g.rollback(first, size, mem)
 		return Result{}, unavailable(30*time.Second, "the server's memory for rows (%d MiB, --memory) is used up: remove rows or give it more", memory>>20)
 	}
+	if !p.own {
+		if err := g.fits(t, r.Tenant, before, g.mem-mem, limits); err != nil {
+			g.rollback(first, size, mem)
+			return Result{}, err
+		}
+	}
+	g.grown[r.Tenant] = growth{before.rows + g.grow.rows, before.mem + g.mem - mem}
 	g.rows.keep()
 	g.ids.keep()
 	if r.Atomic && len(records) > 0 {
@@ -187,6 +203,30 @@ func (g *group) decide(p *Pending, memory int64) (Result, error) {
 	}
 	p.cover(&result)
 	return result, nil
+}
+
+// growth is what a group adds to a tenant.
+type growth struct{ rows, mem int64 }
+
+// fits refuses a request that would let a tenant grow beyond its limits; one that lets it
+// shrink is always taken.
+func (g *group) fits(t *tenant, name string, before growth, mem int64, limits *Limits) error {
+	have := before
+	if t != nil {
+		have.rows += t.count.Load()
+		have.mem += t.bytes.Load()
+	}
+	full := func(what string, most int64) error {
+		return &Refusal{Code: TooMany, Retry: 30 * time.Second,
+			Detail: fmt.Sprintf("tenant %s may have %d %s, and would have more: remove rows, or ask for more", name, most, what)}
+	}
+	switch {
+	case g.grow.rows > 0 && have.rows+g.grow.rows > limits.Rows:
+		return full("rows", limits.Rows)
+	case mem > 0 && have.mem+mem > limits.Size:
+		return full("bytes of rows, tombstones and ids", limits.Size)
+	}
+	return nil
 }
 
 // find is a row as the caller finds it: one out of sight is not there.
@@ -332,6 +372,10 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		}
 	}
 	if rec.Op < feed.Remove {
+		if len(rec.Value) > g.rowBytes {
+			d.Status = tooLarge
+			return d
+		}
 		if !sees(p.filters, rec.Value) {
 			d.Status = outOfSight
 			return d
@@ -351,6 +395,9 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 	if rec.Op != feed.Remove { // what takes away is never refused for want of memory
 		if row.seq == 0 {
 			g.mem += int64(text) + 180 + rowCost
+			if rec.Op != feed.Noop {
+				g.grow.rows++
+			}
 		}
 		if w.ID != "" {
 			g.mem += idCost
@@ -364,6 +411,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		now := rowState{d.Seq, d.Value, d.Seq, rec.Expires}
 		if rec.Op == feed.Remove {
 			now.seq = 0
+			g.grow.rows--
 		}
 		g.rows.set(key, now)
 	}

@@ -33,6 +33,12 @@ type Options struct {
 	Log int64
 	// Sessions is how many sessions may be open. Default 20000.
 	Sessions int
+	// Limits are those of a tenant, TenantLimits those of some by name: what is 0 there is as
+	// in Limits.
+	Limits       Limits
+	TenantLimits map[string]Limits
+	// Tenants are all that there are. Default (nil): a tenant comes to be when somebody uses it.
+	Tenants []string
 	// Logger gets what an operator must know. Default: nobody.
 	Logger *slog.Logger
 	// Clock tells the time. Default: Go's own clocks.
@@ -83,8 +89,8 @@ type Hub struct {
 	ctx   context.Context
 	abort context.CancelCauseFunc
 
-	queued    atomic.Int64 // bytes that wait for the writer
-	unsettled atomic.Bool  // it is not known what became of a group: the log does not answer
+	fences    *fences
+	unsettled atomic.Bool // it is not known what became of a group: the log does not answer
 
 	// Owned by the writer.
 	times      times // static once the log was read back
@@ -116,8 +122,12 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
+	fences, err := newFences(&opts)
+	if err != nil {
+		return nil, err
+	}
 	h := &Hub{
-		log: log, opts: opts, state: newState(log.Epoch()),
+		log: log, opts: opts, fences: fences, state: newState(log.Epoch()),
 		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
 		sessions: make(map[*Session]struct{}),
 	}
@@ -191,6 +201,7 @@ func (s *state) replay(g *feed.Group, p feed.Position, sum feed.Sum) {
 	}
 	s.apply(txns)
 	s.forget(g.ForgetTombstones, g.ForgetIDs, g.ForgetIDsOf)
+	s.drop(g.Drop)
 }
 
 // follows tells whether g is the group after the last one applied.
@@ -250,7 +261,12 @@ func (h *Hub) register(s *Session) error {
 	if len(h.sessions) >= h.opts.Sessions {
 		return unavailable(5*time.Second, "the server has %d feeds open, as many as it takes; try again later", h.opts.Sessions)
 	}
+	t, l := s.tenant, h.fences.of(s.tenant.name)
+	if t.sessions >= l.Sessions {
+		return tooManyOf(t.name, l.Sessions, "feeds open", "close some, or let pages share one")
+	}
 	h.sessions[s] = struct{}{}
+	t.sessions++
 	return nil
 }
 
@@ -258,6 +274,22 @@ func (h *Hub) unregister(s *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.sessions, s)
+	s.tenant.sessions--
+	s.tenant.followed -= s.followed
+	s.followed = 0
+}
+
+// followMore counts collections that a session follows more, or fewer.
+func (h *Hub) followMore(s *Session, n int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t, l := s.tenant, h.fences.of(s.tenant.name)
+	if n > 0 && t.followed+n > l.Subscriptions {
+		return tooManyOf(t.name, l.Subscriptions, "collections followed by its feeds", "follow fewer in each")
+	}
+	t.followed += n
+	s.followed += n
+	return nil
 }
 
 // end ends all sessions, each with a retry of its own, spread so that their clients

@@ -113,8 +113,11 @@ func (h *Hub) MayUse(g Grant, tenant string) error {
 	return h.counts(g, tenant)
 }
 
-// counts refuses a credential that counts for a tenant no more.
+// counts refuses a credential that counts for a tenant no more, and a tenant that is not to be.
 func (h *Hub) counts(g Grant, tenant string) error {
+	if err := h.fences.admits(tenant); err != nil {
+		return err
+	}
 	if err := g.live(time.Now()); err != nil {
 		return err
 	}

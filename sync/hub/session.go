@@ -47,6 +47,8 @@ type Session struct {
 	opts   SessionOptions
 	wake   chan struct{} // room for one: look again
 
+	followed int // guarded by Hub.mu: what it counts for at its tenant
+
 	// Owned by the caller of Next.
 	batch  feed.Batch
 	opened time.Time
@@ -107,10 +109,20 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 		h.state.leave(s.tenant)
 		return nil, err
 	}
-	// Only now: who is revoked from here on is found among the sessions.
-	if h.revoked(g, tenant) {
+	// Only now: who is revoked from here on is found among the sessions, and so is whose
+	// tenant is forgotten.
+	var err error
+	switch {
+	case h.revoked(g, tenant):
+		err = revoked()
+	case s.tenant.gone.Load():
+		err = unavailable(time.Second, "tenant %s was forgotten at this moment: try again", tenant)
+	default:
+		err = h.followMore(s, different(starts, nil))
+	}
+	if err != nil {
 		s.Close()
-		return nil, revoked()
+		return nil, err
 	}
 	s.mu.Lock()
 	s.follow(starts)
@@ -178,6 +190,9 @@ func (s *Session) check(g Grant, tenant string, starts []feed.Start) error {
 	if !g.covers(tenant) {
 		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
 	}
+	if err := s.hub.fences.admits(tenant); err != nil {
+		return err
+	}
 	if len(starts) > feed.MaxCollections {
 		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
 	}
@@ -233,18 +248,8 @@ func (s *Session) unfollow(collection string) {
 func (s *Session) Subscribe(starts []feed.Start, done string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := make(map[string]bool)
-	for _, u := range s.subs {
-		names[u.view.name] = true
-	}
-	added := 0
-	for _, start := range starts {
-		if !names[start.Collection] {
-			names[start.Collection] = true
-			added++
-		}
-	}
-	if len(names) > feed.MaxCollections {
+	added := different(starts, s.subs)
+	if len(s.subs)+added > feed.MaxCollections {
 		return refuse(TooMany, "more than %d collections in one feed: open another", feed.MaxCollections)
 	}
 	if err := s.check(s.grant, s.tenant.name, starts); err != nil {
@@ -253,9 +258,24 @@ func (s *Session) Subscribe(starts []feed.Start, done string) error {
 	if s.closed || s.ended != nil {
 		return nil
 	}
+	if err := s.hub.followMore(s, added); err != nil {
+		return err
+	}
 	s.follow(starts)
 	s.reply(done)
 	return nil
+}
+
+// different is how many collections are named that are none of subs, each counted once.
+func different(starts []feed.Start, subs []*sub) int {
+	names := make(map[string]bool, len(starts)+len(subs))
+	for _, u := range subs {
+		names[u.view.name] = true
+	}
+	for _, start := range starts {
+		names[start.Collection] = true
+	}
+	return len(names) - len(subs)
 }
 
 // Unsubscribe drops collections; none of their changes come after the reply done.
@@ -265,9 +285,11 @@ func (s *Session) Unsubscribe(collections []string, done string) {
 	if s.closed || s.ended != nil {
 		return
 	}
+	had := len(s.subs)
 	for _, name := range collections {
 		s.unfollow(name)
 	}
+	_ = s.hub.followMore(s, len(s.subs)-had) // fewer are never too many
 	s.reply(done)
 }
 

@@ -34,6 +34,7 @@ type state struct {
 
 	mu      sync.RWMutex
 	tenants map[string]*tenant // guarded by mu
+	dropped feed.Seq           // guarded by mu, changed by the writer alone: the last at which a tenant was forgotten
 }
 
 // tenant is the wall: nothing below it knows of another.
@@ -41,6 +42,13 @@ type tenant struct {
 	name string // static
 	refs int    // guarded by state.mu: sessions
 	kept bool   // guarded by state.mu: it was written to, so it stays
+
+	bytes atomic.Int64 // its share of state.bytes
+	count atomic.Int64 // its share of state.rows
+	gone  atomic.Bool  // it was forgotten: a tenant of its name is another
+
+	// Guarded by Hub.mu.
+	sessions, followed int
 
 	// Owned by the writer.
 	ids     map[idKey]idRecord
@@ -115,7 +123,7 @@ func (s *state) join(name string) *tenant {
 func (s *state) leave(t *tenant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.refs--; t.refs == 0 && !t.kept {
+	if t.refs--; t.refs == 0 && !t.kept && s.tenants[t.name] == t {
 		delete(s.tenants, t.name)
 	}
 }
@@ -127,16 +135,26 @@ func (s *state) keep(name string) *tenant {
 	t := s.make(name)
 	if !t.kept {
 		t.kept = true
-		s.bytes.Add(tenantCost)
+		s.weigh(t, tenantCost)
+		// As if it were new, whether or not a session kept it.
+		t.mu.Lock()
+		t.floor = max(t.floor, s.dropped)
+		t.mu.Unlock()
 	}
 	return t
+}
+
+// weigh counts what a tenant holds, or does not any more.
+func (s *state) weigh(t *tenant, n int64) {
+	s.bytes.Add(n)
+	t.bytes.Add(n)
 }
 
 // make needs mu.
 func (s *state) make(name string) *tenant {
 	t := s.tenants[name]
 	if t == nil {
-		t = &tenant{name: strings.Clone(name), views: make(map[string]*view), ids: make(map[idKey]idRecord)}
+		t = &tenant{name: strings.Clone(name), views: make(map[string]*view), ids: make(map[idKey]idRecord), floor: s.dropped}
 		s.tenants[t.name] = t
 	}
 	return t
@@ -161,10 +179,10 @@ func (s *state) tidy(t *tenant, v *view) {
 	}
 	delete(t.views, v.name)
 	if v.kept {
-		s.bytes.Add(-viewCost)
+		s.weigh(t, -viewCost)
 	}
 	if v.past != nil {
-		s.bytes.Add(-v.past.bytes)
+		s.weigh(t, -v.past.bytes)
 	}
 }
 
@@ -229,30 +247,31 @@ func (s *state) fold(t *tenant, x *txn, touched map[*view]struct{}) {
 func (s *state) put(t *tenant, v *view, c *feed.Change, age, expires int64) {
 	if !v.kept {
 		v.kept = true
-		s.bytes.Add(viewCost)
+		s.weigh(t, viewCost)
 	}
 	live := v.live
 	old := v.put(c)
 	if p := v.past; p != nil {
 		bytes := p.bytes
 		p.add(c, old, max(pastLeast, 2*v.live))
-		s.bytes.Add(p.bytes - bytes)
+		s.weigh(t, p.bytes-bytes)
 	}
 	s.rows.Add(int64(v.live - live))
-	s.bytes.Add(c.Size())
+	t.count.Add(int64(v.live - live))
+	s.weigh(t, c.Size())
 	if old == nil {
-		s.bytes.Add(rowCost)
+		s.weigh(t, rowCost)
 	} else {
 		if !t.pinned(old) {
-			s.bytes.Add(-old.Size())
+			s.weigh(t, -old.Size())
 		}
 		if s.expiring.drop(old) {
-			s.bytes.Add(-deadlineCost)
+			s.weigh(t, -deadlineCost)
 		}
 	}
 	if expires != 0 {
 		s.expiring.add(deadline{expires, c, t, v})
-		s.bytes.Add(deadlineCost)
+		s.weigh(t, deadlineCost)
 	}
 	if old != nil && old.Op() == feed.Remove {
 		// Keys that come and go must not leave more behind than there are tombstones.
@@ -273,9 +292,9 @@ func (s *state) remember(t *tenant, key idKey, r idRecord) {
 	key = idKey{strings.Clone(key.client), strings.Clone(key.id)}
 	t.ids[key] = r
 	t.seen.push(idRef{key, r.age})
-	s.bytes.Add(idCost + int64(len(key.client)+len(key.id)))
+	s.weigh(t, idCost+int64(len(key.client)+len(key.id)))
 	if r.change.Op() == feed.Noop {
-		s.bytes.Add(r.change.Size())
+		s.weigh(t, r.change.Size())
 	}
 }
 
@@ -291,9 +310,9 @@ func (s *state) forget(tombstones, ids int64, idsOf []feed.IDFloor) {
 		t := next.tenant
 		t.mu.Lock()
 		if v := next.view; v.forget(next.change) {
-			s.bytes.Add(-rowCost)
+			s.weigh(t, -rowCost)
 			if !t.pinned(next.change) {
-				s.bytes.Add(-next.change.Size())
+				s.weigh(t, -next.change.Size())
 			}
 			if v.rows.n == 0 {
 				// Its floor lives on as the tenant's, also where a session keeps the
@@ -332,9 +351,9 @@ func (s *state) forgetIDs(t *tenant, fn func(idRef) bool) {
 			t.ids = make(map[idKey]idRecord) // a map that was large stays so
 		}
 		t.idsGone = c.Seq()
-		s.bytes.Add(-idCost - int64(len(next.key.client)+len(next.key.id)))
+		s.weigh(t, -idCost-int64(len(next.key.client)+len(next.key.id)))
 		if v := t.find(c.Collection()); v == nil || v.rows.get(c.Key()) != c {
-			s.bytes.Add(-c.Size())
+			s.weigh(t, -c.Size())
 		}
 	}
 }

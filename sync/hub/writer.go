@@ -132,15 +132,11 @@ func (h *Hub) enqueue(p *Pending) error {
 	if h.unsettled.Load() {
 		return noAnswer()
 	}
-	if h.queued.Add(p.size) <= maxQueued {
-		select {
-		case h.queue <- p:
-			return nil
-		default:
-		}
+	if err := h.fences.enter(p); err != nil {
+		return err
 	}
-	h.queued.Add(-p.size)
-	return unavailable(time.Second, "too many writes are waiting; try again in a second")
+	h.queue <- p // there is room: no more have entered than it holds
+	return nil
 }
 
 // Wait waits for the outcome; see Write.
@@ -178,7 +174,7 @@ func (p *Pending) prepare(g Grant) error {
 	}
 	for i := range r.Writes {
 		w := &r.Writes[i]
-		p.size += int64(len(w.Value)+len(w.Patch)+len(w.Key)+len(w.Collection)+len(w.ID)) + 200
+		p.size += int64(len(w.Value)+len(w.Patch)+len(w.Key)+len(w.Collection)+len(w.ID)) + writeCost
 	}
 	if p.size > maxQueued/4 {
 		return refuse(TooLarge, "the request has %d bytes; at most %d: split it", p.size, maxQueued/4)
@@ -275,6 +271,7 @@ func cut(s string) string {
 // Bounds of what waits for the writer.
 const (
 	queueLength = 4096
+	writeCost   = 200      // bytes of a change in line beside its texts, about
 	maxQueued   = 64 << 20 // bytes
 	// maxTransaction is what one transaction may weigh in the log: below
 	// feed.MaxGroup, with room for names and headers.
@@ -349,8 +346,8 @@ func (h *Hub) write(p *Pending) {
 	g.expire()
 	var decided []*Pending
 	for p != nil {
-		h.queued.Add(-p.size)
-		if result, err := g.decide(p, h.opts.Memory); err != nil {
+		h.fences.leave(p)
+		if result, err := g.decide(p, h.opts.Memory, h.fences.of(p.req.Tenant)); err != nil {
 			p.answer(Result{}, err)
 		} else {
 			p.result = result
@@ -398,7 +395,7 @@ func (h *Hub) commit(g *group) (err error) {
 	enc := feed.Group{
 		Epoch: s.epoch, Position: s.position + 1, First: s.next, At: g.at, Times: g.times, Prev: s.sum,
 		Transactions:     make([]feed.Transaction, len(g.txns)),
-		ForgetTombstones: g.forgetTombstones, ForgetIDs: g.forgetIDs, ForgetIDsOf: g.forgetIDsOf,
+		ForgetTombstones: g.forgetTombstones, ForgetIDs: g.forgetIDs, ForgetIDsOf: g.forgetIDsOf, Drop: g.drop,
 	}
 	for i := range g.txns {
 		enc.Transactions[i] = g.txns[i].Transaction
@@ -427,6 +424,7 @@ func (h *Hub) commit(g *group) (err error) {
 	s.position, s.sum, s.at, s.times = enc.Position, sum, enc.At, enc.Times
 	touched := s.apply(g.txns)
 	s.forget(g.forgetTombstones, g.forgetIDs, g.forgetIDsOf)
+	s.drop(g.drop)
 	s.head.Store(uint64(s.next - 1))
 	for v := range touched {
 		v.wake()
@@ -486,7 +484,7 @@ func (h *Hub) append(group []byte) error {
 		for over := time.After(pause); over != nil; {
 			select {
 			case p := <-h.queue:
-				h.queued.Add(-p.size)
+				h.fences.leave(p)
 				p.answer(Result{}, noAnswer())
 			case <-over:
 				over = nil

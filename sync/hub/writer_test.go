@@ -476,8 +476,8 @@ func TestWritesThatWaitAreBounded(t *testing.T) {
 		}
 	}
 	large := strings.Repeat(" ", 1<<20-100) + `{}`
-	if n := fill(hub.Request{Tenant: "acme", Writes: []hub.Write{put("t", "a", large)}}); n < 60 || n > 64 {
-		t.Errorf("%d MiB wait", n)
+	if n := fill(hub.Request{Tenant: "acme", Writes: []hub.Write{put("t", "a", large)}}); n < 28 || n > 33 {
+		t.Errorf("%d MiB of one tenant wait: half of what there is room for", n)
 	}
 	release()
 	for _, p := range pending {
@@ -486,8 +486,19 @@ func TestWritesThatWaitAreBounded(t *testing.T) {
 		}
 	}
 	pending, release = nil, busy(t, h, log)
-	if n := fill(hub.Request{Tenant: "acme", Writes: []hub.Write{put("t", "a", `{}`)}}); n != 4096 {
-		t.Errorf("%d requests wait", n)
+	if n := fill(hub.Request{Tenant: "acme", Writes: []hub.Write{put("t", "a", `{}`)}}); n != 2048 {
+		t.Errorf("%d requests of one tenant wait: half of what there is room for", n)
+	}
+	// However many fill the line, there is room for one more; but not without end.
+	total := 2048
+	for i := range 30 {
+		n := fill(hub.Request{Tenant: fmt.Sprint("tenant-", i), Writes: []hub.Write{put("t", "a", `{}`)}})
+		if total += n; n == 0 && total < 4096 {
+			t.Errorf("tenant %d is kept out, after %d", i, total)
+		}
+	}
+	if total != 4096 {
+		t.Errorf("%d requests wait", total)
 	}
 	release()
 	for _, p := range pending {

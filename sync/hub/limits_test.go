@@ -1,0 +1,330 @@
+package hub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// tooMany is a refusal that says what and when.
+func tooMany(t testing.TB, err error, says string) time.Duration {
+	t.Helper()
+	var r *hub.Refusal
+	if !errors.As(err, &r) || r.Code != hub.TooMany || r.Retry < time.Second || !strings.Contains(r.Detail, says) {
+		t.Fatalf("%v (%+v) instead of a refusal that says %q and when to come back", err, r, says)
+	}
+	return r.Retry
+}
+
+func into(h *hub.Hub, tenant string, writes ...hub.Write) error {
+	_, err := h.Write(context.Background(), hub.Everything, hub.Request{Tenant: tenant, Atomic: true, Writes: writes})
+	return err
+}
+
+func TestATenantThatWritesTooFastIsToldAndOthersAreNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Writes: 1000}, TenantLimits: map[string]hub.Limits{"large": {Writes: 5000}}})
+		flood := func(tenant string) (n int, err error) {
+			for n = range 100_000 {
+				if err := into(h, tenant, put("todos", "1", `{}`)); err != nil {
+					return n, err
+				}
+			}
+			return n, nil
+		}
+		for tenant, most := range map[string]int{"small": 2000, "large": 10_000} { // two seconds' worth
+			n, err := flood(tenant)
+			retry := tooMany(t, err, fmt.Sprintf("%d changes a second", most/2))
+			if n != most {
+				t.Errorf("%s writes %d at once", tenant, n)
+			}
+			if err := into(h, "quiet", put("todos", "1", `{}`)); err != nil {
+				t.Errorf("another tenant: %v", err)
+			}
+			time.Sleep(retry)
+			if err := into(h, tenant, put("todos", "1", `{}`)); err != nil {
+				t.Errorf("%s, after the time that it was told: %v", tenant, err)
+			}
+			time.Sleep(time.Second)
+			if n, _ := flood(tenant); n < most/2 || n > most {
+				t.Errorf("%s saves up %d in about a second", tenant, n)
+			}
+		}
+	})
+}
+
+// TestTheLargestRequestIsNeverRefusedForEver: a limit below it would lock its sender out.
+func TestTheLargestRequestIsNeverRefusedForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Writes: 1, Bytes: 1}})
+		var all []hub.Write
+		for i := range feed.MaxChanges {
+			all = append(all, put("todos", fmt.Sprint(i), `{}`))
+		}
+		if err := into(h, "acme", all...); err != nil {
+			t.Fatal(err)
+		}
+		retry := tooMany(t, into(h, "acme", all...), "1 changes a second")
+		time.Sleep(retry)
+		if err := into(h, "acme", all...); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestATenantThatWritesTooMuchIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Bytes: 10 << 20}})
+		large := `{"v":"` + strings.Repeat("v", 1<<20-100) + `"}`
+		n := 0
+		var err error
+		for err == nil {
+			err = into(h, "acme", put("todos", "1", large))
+			n++
+		}
+		tooMany(t, err, "10485760 bytes of changes a second")
+		if n < 20 || n > 22 {
+			t.Errorf("%d MiB at once", n-1)
+		}
+	})
+}
+
+func TestATenantHasSoManyRowsAndBytesAndNoMore(t *testing.T) {
+	log := feedtest.NewMemory()
+	opts := hub.Options{Limits: hub.Limits{Rows: 3, RowBytes: 100}, TenantLimits: map[string]hub.Limits{"wide": {Rows: 1000, Size: 20_000}}}
+	h := open(t, log, opts)
+	for i := range 3 {
+		if err := into(h, "acme", insert("todos", fmt.Sprint(i), `{}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tooMany(t, into(h, "acme", insert("lists", "4", `{}`)), "3 rows")
+	tooMany(t, into(h, "acme", put("todos", "1", `{"a":1}`), insert("todos", "4", `{}`)), "3 rows")
+	for _, writes := range [][]hub.Write{
+		{put("todos", "1", `{"a":2}`)},                     // what changes a row
+		{remove("todos", "0"), insert("todos", "4", `{}`)}, // one that goes for one that comes
+		{remove("todos", "1"), remove("todos", "1")},       // what takes away
+	} {
+		if err := into(h, "acme", writes...); err != nil {
+			t.Errorf("%s %s: %v", writes[0].Op, writes[0].Key, err)
+		}
+	}
+	if err := into(h, "acme", insert("todos", "5", `{}`)); err != nil {
+		t.Errorf("there is room again: %v", err)
+	}
+	tooMany(t, into(h, "acme", insert("todos", "6", `{}`)), "3 rows")
+	var r *hub.Refusal
+	if err := into(h, "acme", put("todos", "5", `{"v":"`+strings.Repeat("v", 100)+`"}`)); !errors.As(err, &r) || r.Code != hub.TooLarge || !strings.Contains(r.Detail, "100 bytes") {
+		t.Errorf("a row that is too large: %v", err)
+	}
+	if err := into(h, "acme", modify("todos", "5", `{"v":"`+strings.Repeat("v", 100)+`"}`)); !errors.As(err, &r) || r.Code != hub.TooLarge {
+		t.Errorf("a patch that makes it so: %v", err)
+	}
+	for i := 0; ; i++ {
+		if err := into(h, "wide", insert("todos", fmt.Sprint(i), `{"v":"some text that takes its room"}`)); err != nil {
+			tooMany(t, err, "20000 bytes")
+			break
+		}
+		if i > 200 {
+			t.Fatal("there is no end to it")
+		}
+	}
+	if n := h.TenantStats("wide").Size; n > 20_000 || n < 15_000 {
+		t.Errorf("it holds %d bytes", n)
+	}
+	if err := into(h, "wide", remove("todos", "0")); err != nil {
+		t.Errorf("a full tenant can't take away: %v", err)
+	}
+	// What is there when limits get lower stays.
+	want := h.TenantStats("wide")
+	if err := h.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, log, hub.Options{Limits: hub.Limits{Rows: 1, Size: 1, RowBytes: 1, Writes: 1, Bytes: 1}})
+	if got := h.TenantStats("wide"); got.Rows != want.Rows || got.Size != want.Size {
+		t.Errorf("after a restart with lower limits: %+v, was %+v", got, want)
+	}
+}
+
+func TestATenantHasSoManyFeedsAndSubscriptionsAndNoMore(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Sessions: 3, Subscriptions: 5}})
+	feeds := func(tenant string, collections ...string) (*hub.Session, error) {
+		var starts []feed.Start
+		for _, c := range collections {
+			starts = append(starts, feed.Start{Collection: c})
+		}
+		return h.Open(hub.Everything, tenant, starts, hub.SessionOptions{})
+	}
+	a, err := feeds("acme", "a", "b", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := feeds("acme", "a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = feeds("acme", "a", "b")
+	tooMany(t, err, "5 collections")
+	tooMany(t, a.Subscribe([]feed.Start{{Collection: "b"}, {Collection: "c"}, {Collection: "d"}}, "done"), "5 collections")
+	if err := a.Subscribe([]feed.Start{{Collection: "b"}, {Collection: "c"}}, "done"); err != nil {
+		t.Error(err)
+	}
+	b.Unsubscribe([]string{"a", "never"}, "done")
+	c, err := feeds("acme", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = feeds("acme")
+	tooMany(t, err, "3 feeds")
+	if other, err := feeds("other", "a"); err != nil {
+		t.Errorf("another tenant: %v", err)
+	} else {
+		other.Close()
+	}
+	if s := h.TenantStats("acme"); s.Sessions != 3 || s.Subscriptions != 5 {
+		t.Errorf("%+v", s)
+	}
+	for _, s := range []*hub.Session{a, b, c} {
+		s.Close()
+		s.Close()
+	}
+	if s := h.TenantStats("acme"); s.Sessions != 0 || s.Subscriptions != 0 {
+		t.Errorf("after all are closed: %+v", s)
+	}
+}
+
+// TestOnlyTheTenantsOnTheListAreThere: else whoever has a token for any tenant makes new ones.
+func TestOnlyTheTenantsOnTheListAreThere(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{Tenants: []string{"acme"}})
+	write(t, h, put("todos", "1", `{}`))
+	session(t, h, "todos").Close()
+	forbidden := func(err error) {
+		t.Helper()
+		var r *hub.Refusal
+		if !errors.As(err, &r) || r.Code != hub.Forbidden {
+			t.Errorf("%v", err)
+		}
+	}
+	forbidden(into(h, "other", put("todos", "1", `{}`)))
+	_, err := h.Open(hub.Everything, "other", nil, hub.SessionOptions{})
+	forbidden(err)
+	_, err = h.Rows(hub.Everything, "other", "todos", "", 1)
+	forbidden(err)
+	_, err = h.Row(hub.Everything, "other", "todos", "1")
+	forbidden(err)
+	if err := h.Revoke(t.Context(), hub.Grant{Tenant: "*", Admin: true}, hub.Revocation{Tenant: "*", ID: "x"}); err != nil {
+		t.Errorf("credentials of all tenants: %v", err)
+	}
+	if _, err := hub.Open(t.Context(), feedtest.NewMemory(), hub.Options{Tenants: []string{"a/b"}}); err == nil {
+		t.Error("a list with what is no tenant passes")
+	}
+	for _, l := range []hub.Limits{{Sessions: -1}, {Writes: -1}, {Bytes: -1}, {Rows: -1}, {Size: -1}, {RowBytes: -1}, {Subscriptions: -1}, {RowBytes: hub.MaxValue + 1}} {
+		if _, err := hub.Open(t.Context(), feedtest.NewMemory(), hub.Options{Limits: l}); err == nil {
+			t.Errorf("%+v passes", l)
+		}
+	}
+}
+
+// TestTenantsThatWereOnlyTriedAreForgotten: else who has a credential for all fills the memory with names.
+func TestTenantsThatWereOnlyTriedAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		memory := func() uint64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		try := func(from, to int) {
+			for i := from; i < to; i++ {
+				tenant := fmt.Sprintf("tenant-%d", i)
+				_ = into(h, tenant, hub.Write{Collection: "todos", Op: "modify", Key: "1", Patch: []byte(`{}`)}) // there is no such row
+				if s, err := h.Open(hub.Everything, tenant, []feed.Start{{Collection: "todos"}}, hub.SessionOptions{}); err == nil {
+					s.Close()
+				}
+				if i%100 == 0 {
+					time.Sleep(time.Second)
+				}
+			}
+		}
+		try(0, 20_000)
+		before := memory()
+		try(20_000, 120_000)
+		if after := memory(); after > before+4<<20 {
+			t.Errorf("100,000 names cost %d KiB", (after-before)>>10)
+		}
+	})
+}
+
+// BenchmarkQuietTenant measures how long a quiet tenant waits for its writes while another writes at
+// ten times its limit, and opens feeds, as a ratio to how long it waits without.
+func BenchmarkQuietTenant(b *testing.B) {
+	h := open(b, feedtest.NewMemory(), hub.Options{TenantLimits: map[string]hub.Limits{"noisy": {Writes: 1000, Sessions: 100}}})
+	s, err := h.Open(hub.Everything, "quiet", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	p99 := func(n int) time.Duration {
+		all := make([]time.Duration, 0, n)
+		for range n {
+			began := time.Now()
+			if err := into(h, "quiet", put("todos", "1", `{"a":1}`)); err != nil {
+				b.Fatal(err)
+			}
+			for items := 0; items == 0; {
+				batch, err := s.Next(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				items = len(batch.Items)
+			}
+			all = append(all, time.Since(began))
+			time.Sleep(2 * time.Millisecond) // quiet
+		}
+		slices.Sort(all)
+		return all[n*99/100]
+	}
+	for b.Loop() {
+		without := p99(1000)
+		stop, done := make(chan struct{}), make(chan int)
+		go func() {
+			refused := 0
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					done <- refused
+					return
+				case <-tick.C:
+				}
+				for range 10 { // 10,000 a second
+					if _, err := h.Begin(hub.Everything, hub.Request{Tenant: "noisy", Writes: []hub.Write{put("todos", "1", `{"a":1}`)}}); err != nil {
+						refused++
+					}
+				}
+				if s, err := h.Open(hub.Everything, "noisy", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{}); err == nil {
+					defer s.Close()
+				}
+			}
+		}()
+		time.Sleep(2 * time.Second) // what it had saved up is used up
+		with := p99(1000)
+		close(stop)
+		refused := <-done
+		b.ReportMetric(float64(with)/float64(without), "with/without")
+		b.ReportMetric(float64(with.Microseconds()), "p99-µs")
+		b.ReportMetric(float64(refused), "refused")
+	}
+}
