@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -486,5 +487,25 @@ func TestDamageOfADiskThatFailedIsMendedToo(t *testing.T) {
 	closeLog(t, l)
 	if got, err := restore(open(t, dir)); err != nil || *got != *c {
 		t.Fatal(got, err)
+	}
+}
+
+// TestWhatIsToBeForgottenIsGoneAfterACrash: a purge that was cut short leaves the old files.
+func TestWhatIsToBeForgottenIsGoneAfterACrash(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"20260101T000000Z-abcd.forgotten", "20260101T000000Z-abcd"} {
+		if err := os.MkdirAll(filepath.Join(dir, "aside", name, "nats"), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l = open(t, dir)
+	defer l.Close()
+	all, err := filepath.Glob(filepath.Join(dir, "aside", "*"))
+	if err != nil || len(all) != 1 || strings.HasSuffix(all[0], "forgotten") {
+		t.Errorf("aside are %v, %v", all, err)
 	}
 }

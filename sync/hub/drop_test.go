@@ -190,6 +190,7 @@ func TestWhatATenantHoldsIsCountedRight(t *testing.T) {
 					}
 					model[tenant] = map[string]bool{}
 				case 8, 9:
+					synctest.Wait() // what is due at this moment is forgotten
 					before := make(map[string]hub.TenantStats)
 					for _, tenant := range tenants {
 						before[tenant] = h.TenantStats(tenant)

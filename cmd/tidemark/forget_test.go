@@ -1,0 +1,161 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tidemark-sync/tidemark/transport/follow"
+)
+
+// TestForgottenTenantLeavesNoByteOnDisk writes a word in every place that a tenant can write to,
+// forgets the tenant, and looks for the word in every file: a deletion that somebody asked for by
+// law, and that a disk keeps.
+func TestForgottenTenantLeavesNoByteOnDisk(t *testing.T) {
+	const canary = "CANARYc4n4ry"
+	data, addr, admin := t.TempDir(), freePort(t), freePort(t)
+	flags := []string{"--admin-listen", admin, "--log-size", "16KiB"} // some of it is in checkpoints by then
+	p := serve(t, addr, data, flags...)
+	base := "http://" + addr + "/v1/"
+	for i := range 300 {
+		for _, tenant := range []string{canary, "other"} {
+			word := canary
+			if tenant == "other" {
+				word = "bystander"
+			}
+			body := fmt.Sprintf(`{"client":"%[1]s-client","changes":[{"id":"%[1]s-%[2]d","op":"put","collection":"%[1]s-collection/x","key":"%[1]s-%[3]d","value":{"v":"%[1]s"}}]}`, word, i, i%40)
+			if status, answer, _ := call(t, "POST", base+tenant+"/changes", body, ""); status != 200 {
+				t.Fatalf("%d %s", status, answer)
+			}
+		}
+	}
+	if len(found(t, data, canary)) == 0 {
+		t.Fatal("the word is not even there before")
+	}
+	other, err := follow.Dial(t.Context(), follow.Options{URL: "http://" + addr, Tenant: "other", Transport: follow.SSE, Collections: []follow.Collection{{Name: "bystander-collection/x"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	next := func() string {
+		t.Helper()
+		f, err := other.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Type
+	}
+	for next() != "live" {
+	}
+
+	if status, answer, _ := call(t, http.MethodDelete, base+canary, "", ""); status != 403 {
+		t.Errorf("who is no administrator: %d %s", status, answer)
+	}
+	status, answer, _ := call(t, http.MethodDelete, "http://"+admin+"/v1/"+canary, "", "")
+	if status != 200 || !strings.Contains(answer, `"rows":40`) {
+		t.Fatalf("%d %s", status, answer)
+	}
+	if left := found(t, data, canary); len(left) > 0 {
+		t.Errorf("it is still in %v", left)
+	}
+	// Others go on, without a gap, before and after a crash.
+	put := func(n int) {
+		t.Helper()
+		if status, answer, _ := call(t, "PUT", base+"other/rows/bystander-collection/x?key=after", fmt.Sprintf(`{"n":%d}`, n), ""); status != 200 {
+			t.Fatalf("%d %s", status, answer)
+		}
+	}
+	put(1)
+	for kind := next(); kind != "change"; kind = next() {
+		if kind == "reset" || kind == "end" {
+			t.Fatalf("another tenant's feed is told %s", kind)
+		}
+	}
+	p.kill()
+	p = serve(t, addr, data, flags...)
+	put(2)
+	for tenant, want := range map[string]int{canary: 0, "other": 41} {
+		word := map[bool]string{true: canary, false: "bystander"}[tenant == canary]
+		_, answer, _ := call(t, "GET", base+tenant+"/rows/"+word+"-collection/x?limit=1000", "", "")
+		if n := strings.Count(answer, `"key"`); n != want {
+			t.Errorf("%s has %d rows, not %d", tenant, n, want)
+		}
+	}
+	if p.stop(t) != 0 {
+		t.Errorf("%s", p.out)
+	}
+	if out, errs, code := command(t, "verify", "--data", data); code != 0 {
+		t.Errorf("verify: %s%s", out, errs)
+	}
+	if left := found(t, data, canary); len(left) > 0 {
+		t.Errorf("after a restart it is in %v", left)
+	}
+	if strings.Contains(p.out.String(), canary) {
+		t.Errorf("it is in the log:\n%s", p.out)
+	}
+}
+
+// TestForgettingSaysThatTheHistoryCannot: somebody believes that a tenant is gone, and the history has it all.
+func TestForgettingSaysThatTheHistoryCannot(t *testing.T) {
+	addr, admin := freePort(t), freePort(t)
+	serve(t, addr, t.TempDir(), "--admin-listen", admin, "--history", "forever")
+	if status, answer, _ := call(t, "PUT", "http://"+addr+"/v1/acme/rows/todos?key=1", `{}`, ""); status != 200 {
+		t.Fatalf("%d %s", status, answer)
+	}
+	if status, answer, _ := call(t, http.MethodDelete, "http://"+admin+"/v1/acme", "", ""); status != 409 || !strings.Contains(answer, "history") {
+		t.Errorf("%d %s", status, answer)
+	}
+	if status, answer, _ := call(t, "GET", "http://"+addr+"/v1/acme/rows/todos?key=1", "", ""); status != 200 {
+		t.Errorf("something was forgotten all the same: %d %s", status, answer)
+	}
+}
+
+// found is the files that hold a word, in their content or their name.
+func found(t testing.TB, dir, word string) (in []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte(word)) || strings.Contains(path, word) {
+			in = append(in, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+// TestLimitsOfTenantsAreToldByFlags: a flag that is read and does nothing.
+func TestLimitsOfTenantsAreToldByFlags(t *testing.T) {
+	addr := freePort(t)
+	serve(t, addr, t.TempDir(), "--admin-listen", "off", "--tenants", "acme,small", "--tenant-limit", "small:writes=1,rows=2,row-size=50", "--tenant-row-size", "1KiB")
+	put := func(tenant, key, value string) (int, string, http.Header) {
+		return call(t, "PUT", "http://"+addr+"/v1/"+tenant+"/rows/todos?key="+key, value, "")
+	}
+	for _, c := range []struct {
+		tenant, key, value string
+		status             int
+	}{
+		{"acme", "1", `{}`, 200}, {"other", "1", `{}`, 403}, {"small", "1", `{}`, 200}, {"small", "2", `{}`, 200}, {"small", "3", `{}`, 429},
+		{"small", "1", `{"v":"` + strings.Repeat("v", 60) + `"}`, 413}, {"acme", "1", `{"v":"` + strings.Repeat("v", 900) + `"}`, 200}, {"acme", "1", `{"v":"` + strings.Repeat("v", 1100) + `"}`, 413},
+	} {
+		status, answer, h := put(c.tenant, c.key, c.value)
+		if status != c.status || status == 429 && (h.Get("Retry-After") == "" || !strings.Contains(answer, "too-many")) {
+			t.Errorf("%s %s: %d %s %v, want %d", c.tenant, c.key, status, answer, h, c.status)
+		}
+	}
+	for _, limit := range []string{"small", "small:", "small:writes=0", "small:writes=-1", "small:wirtes=1", "a/b:writes=1", "small:writes"} {
+		if _, _, code := command(t, "serve", "--data", t.TempDir(), "--listen", "127.0.0.1:0", "--tenant-limit", limit); code == 0 {
+			t.Errorf("%q passes", limit)
+		}
+	}
+}
