@@ -20,6 +20,7 @@ type Page struct {
 // most limit rows, at least 1. How many at most is the caller's to bound.
 func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, error) {
 	limit = max(limit, 1)
+	shown := feed.Seq(h.state.head.Load()) // before the tenant is looked up: one that is forgotten meanwhile ends after it
 	t, err := h.reads(g, tenant, collection)
 	if err != nil {
 		return Page{}, err
@@ -39,7 +40,12 @@ func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, 
 		page.Cursor, pos = c, feed.Seq(n)
 	}
 	if after == "" {
-		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: h.state.shown(t)}
+		if t != nil {
+			t.mu.RLock()
+			shown = max(shown, t.applied)
+			t.mu.RUnlock()
+		}
+		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: shown}
 	}
 	sieve := h.sieves.join(g.filters(collection))
 	defer h.sieves.leave(sieve)
@@ -50,17 +56,6 @@ func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, 
 		}
 	}
 	return page, nil
-}
-
-// shown is the sequence up to which a tenant, nil for one that is not there, shows all.
-func (s *state) shown(t *tenant) feed.Seq {
-	head := feed.Seq(s.head.Load())
-	if t != nil {
-		t.mu.RLock()
-		defer t.mu.RUnlock()
-		head = max(head, t.applied)
-	}
-	return head
 }
 
 // read adds the rows of a collection after pos, and returns how far it came: all, unless

@@ -482,6 +482,9 @@ func (s *Session) gather(b *feed.Batch) (done bool) {
 	head := feed.Seq(s.hub.state.head.Load()) // first: all up to it can be seen below
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	if t.gone.Load() {
+		return true // its end is on the way; with a cursor from after that, what is gone would be kept
+	}
 	head = max(head, t.applied)
 	if !s.vet() {
 		return false
