@@ -47,7 +47,10 @@ func ParseTrusted(list []string) ([]netip.Prefix, error) {
 // All lines of X-Forwarded-For are one list. An address may have a port, and brackets.
 // What is no address ends the search, and so does the 32nd address or the 2,048th byte;
 // the answer is then the last trusted proxy that was found, which is what the client is
-// bounded by. Where all addresses are trusted it is the first of them.
+// bounded by. Where all addresses are trusted it is the first of them. A loopback address
+// is somebody else's where a proxy on another machine reports it: it is passed over if it
+// is trusted, and else ends the search. So the answer is a loopback address only if the
+// peer is on this machine.
 //
 // The answer has no zone, and is IPv4 where it is IPv4 mapped into IPv6. It is the zero
 // Addr where the peer has no IP address (a Unix socket); [Rate] and [Feeds] take all
@@ -61,6 +64,7 @@ func ClientAddr(r *http.Request, trusted []netip.Prefix) netip.Addr {
 	if !contains(trusted, addr) {
 		return addr
 	}
+	here := addr.IsLoopback()
 	lines := r.Header["X-Forwarded-For"]
 	hops, bytes := 0, 0
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -84,7 +88,10 @@ func ClientAddr(r *http.Request, trusted []netip.Prefix) netip.Addr {
 			if !ok {
 				return addr
 			}
-			if addr = next; !contains(trusted, addr) {
+			if here || !next.IsLoopback() {
+				addr = next
+			}
+			if !contains(trusted, next) {
 				return addr
 			}
 		}

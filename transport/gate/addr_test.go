@@ -84,6 +84,12 @@ func TestClientCannotChooseItsAddress(t *testing.T) {
 		"many people's address":             {"10.0.0.1:80", []string{"ff02::1"}, "10.0.0.1"},
 		"too long":                          {"10.0.0.1:80", []string{long}, "10.0.0.1"},
 		"more proxies than are looked at":   {"10.0.0.1:80", []string{"203.0.113.7" + strings.Repeat(", 10.0.0.2", 40)}, "10.0.0.2"},
+		"a proxy's own loopback":            {"10.0.0.1:80", []string{"127.0.0.2"}, "10.0.0.1"},
+		"a proxy's own, over IPv6":          {"[fd00::3]:80", []string{"203.0.113.7, ::ffff:127.0.0.2"}, "fd00::3"},
+		"two proxies on another machine":    {"10.0.0.1:80", []string{"203.0.113.7, 127.0.0.1"}, "203.0.113.7"},
+		"trusted, on another machine":       {"10.0.0.1:80", []string{"127.0.0.1"}, "10.0.0.1"},
+		"here, through a proxy here":        {"127.0.0.1:80", []string{"127.0.0.2"}, "127.0.0.2"},
+		"through a proxy here":              {"127.0.0.1:80", []string{"127.0.0.1, 203.0.113.7"}, "203.0.113.7"},
 		"a Unix socket":                     {"@", []string{"203.0.113.7"}, "invalid IP"},
 		"no peer":                           {"", nil, "invalid IP"},
 	} {

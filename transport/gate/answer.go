@@ -12,8 +12,9 @@ import (
 // Bounds of telling somebody that they are refused.
 const (
 	answerWithin = 2 * time.Second
-	answerHead   = HeaderBytes // bytes of a request that are read for its end
-	answerRest   = 64 << 10    // bytes that are read after the answer
+	askWithin    = 1500 * time.Millisecond // of it; then what came of the request is answered
+	answerHead   = HeaderBytes             // bytes of a request that are read for its end
+	answerRest   = 64 << 10                // bytes that are read after the answer
 )
 
 // refuse closes c, and tells it why if there is room for that. It does not wait.
@@ -26,7 +27,6 @@ func (l *Listener) refuse(c net.Conn, why *Refusal) {
 		return
 	}
 	l.answering[c] = struct{}{}
-	_ = c.SetDeadline(time.Now().Add(answerWithin))
 	l.answers.Add(1)
 	l.mu.Unlock()
 	go func() {
@@ -50,8 +50,12 @@ func (l *Listener) refuse(c net.Conn, why *Refusal) {
 
 // answer reads a request, answers it, and reads on until the peer has gone: a client
 // that is answered before it has asked takes that for an error, and who is closed with
-// something unread is sent a reset, which may overtake the answer.
+// something unread is sent a reset, which may overtake the answer. Close ends it by
+// closing c.
 func answer(c net.Conn, why *Refusal) (told bool) {
+	start := time.Now()
+	_ = c.SetDeadline(start.Add(answerWithin))
+	_ = c.SetReadDeadline(start.Add(askWithin))
 	buf := make([]byte, 1024)
 	came, line := 0, 1 // line: bytes of the current line, without its end
 	for ended := false; !ended && came < answerHead; {
@@ -77,6 +81,7 @@ func answer(c net.Conn, why *Refusal) (told bool) {
 		return false
 	}
 	if half, ok := c.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		_ = c.SetReadDeadline(start.Add(answerWithin))
 		_, _ = io.Copy(io.Discard, io.LimitReader(c, answerRest))
 	}
 	return true

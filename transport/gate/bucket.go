@@ -17,7 +17,10 @@ type bucket struct {
 }
 
 func (b *bucket) fill(now time.Duration, rate, burst float64) {
-	came := max(0, (now-b.at).Seconds()) * rate
+	if now <= b.at {
+		return // who has read the clock first may come second
+	}
+	came := (now - b.at).Seconds() * rate
 	b.at = now
 	b.tokens = min(burst, b.tokens+came)
 	b.debt = max(0, b.debt-came)

@@ -14,8 +14,16 @@
 // usually has all of it. Somebody who has more (a /48 is 65,536 of them) is bounded
 // by what holds for all.
 //
-// No limit can be switched off. 0 is the default, and a negative one is an error when
-// the thing is made.
+// The operator's own machine is no stranger: by default what bounds one address
+// ([ListenOptions].PerAddress, the address limits of [Rate], [Feeds]) does not bound
+// loopback addresses, 127.0.0.0/8 and ::1. They are a load test, or a proxy on this machine
+// that was not declared as trusted, behind which all clients are one address. What bounds
+// all bounds them too, and a limit that was set explicitly, to more than 0, holds for them
+// as for anybody. A proxy on this machine should be declared all the same: only then is
+// each of its clients bounded.
+//
+// Nothing else switches a limit off. 0 is the default, and a negative one is an error
+// when the thing is made.
 //
 // What is remembered of strangers is bounded too: an address is kept for as long as
 // it has a connection or a feed, or, by Rate, among at most 65,536.

@@ -19,8 +19,9 @@ type ListenOptions struct {
 	// Most is how many connections there are at a time. Default 65,536; where the process
 	// may have fewer descriptors, see Watch.
 	Most int
-	// PerAddress is how many of them are of one address. Default 2,000. A peer without an
-	// IP address counts in all only, and so do trusted proxies.
+	// PerAddress is how many of them are of one address. Default 2,000, but at most half of
+	// Most and of the descriptors that Watch leaves, and no limit of their own for loopback
+	// addresses. A peer without an IP address counts in all only, and so do trusted proxies.
 	PerAddress int
 	// Trusted are proxies; see ParseTrusted. Default: none.
 	Trusted []netip.Prefix
@@ -39,8 +40,9 @@ type ListenOptions struct {
 // Listener bounds the connections of another listener.
 //
 // Over a limit a connection is accepted and told, in plain HTTP, 503 with Retry-After;
-// then it is closed. It has 2 s in all to send its request and to take the answer.
-// Nobody is waited for by Accept.
+// then it is closed. It has 2 s in all to send its request and to take the answer; what
+// came of the request in 1.5 s is answered as if it were all. Nobody is waited for by
+// Accept.
 //
 // An error of accept that may pass (no descriptor left, no memory, a network error of a
 // connection that never came to be) is not returned: Accept tries again, after 5 ms at
@@ -49,6 +51,7 @@ type Listener struct {
 	// Static after construction.
 	inner   net.Listener
 	opts    ListenOptions
+	chosen  bool          // PerAddress
 	done    chan struct{} // closed by Close
 	end     func()        // closes done
 	answers sync.WaitGroup
@@ -82,7 +85,14 @@ func Listen(l net.Listener, o ListenOptions) (*Listener, error) {
 	if o.Most, err = setting("connections", o.Most, 1<<16); err != nil {
 		return nil, err
 	}
-	if o.PerAddress, err = setting("connections per address", o.PerAddress, 2000); err != nil {
+	room := o.Most
+	if o.Watch != nil {
+		if r := o.Watch.Reading(); r.DescriptorLimit > 0 {
+			room = min(room, r.DescriptorLimit-r.DescriptorReserve)
+		}
+	}
+	chosen := o.PerAddress > 0
+	if o.PerAddress, err = setting("connections per address", o.PerAddress, max(1, min(2000, room/2))); err != nil {
 		return nil, err
 	}
 	if o.Answers, err = setting("answers to refused connections", o.Answers, 64); err != nil {
@@ -103,7 +113,7 @@ func Listen(l net.Listener, o ListenOptions) (*Listener, error) {
 	}
 	done := make(chan struct{})
 	return &Listener{
-		inner: l, opts: o, done: done, end: sync.OnceFunc(func() { close(done) }),
+		inner: l, opts: o, chosen: chosen, done: done, end: sync.OnceFunc(func() { close(done) }),
 		addresses: map[netip.Addr]int{}, answering: map[net.Conn]struct{}{}, refused: map[Short]uint64{},
 	}, nil
 }
@@ -119,7 +129,7 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	l.closed = true
 	for c := range l.answering {
-		_ = c.SetDeadline(time.Unix(1, 0))
+		_ = c.Close()
 	}
 	l.mu.Unlock()
 	l.answers.Wait()
@@ -150,7 +160,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 		pause = 0
 		addr := peerOf(c)
 		counted := addr.IsValid() && !contains(l.opts.Trusted, addr)
-		addr = bounded(addr)
 		if why := l.enter(addr, counted); why != nil {
 			l.refuse(c, why)
 			continue
@@ -190,28 +199,38 @@ func passing(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// enter counts a connection.
+// enter counts a connection, or refuses it. Watch is asked last: whom it lets in it
+// counts, and who is over a limit here must not take what others may have.
 func (l *Listener) enter(addr netip.Addr, counted bool) (why *Refusal) {
-	if err := l.opts.Watch.Admit(Connection); err != nil {
-		errors.As(err, &why)
+	if why = l.count(addr, counted); why == nil {
+		err := l.opts.Watch.Admit(Connection)
+		if !errors.As(err, &why) {
+			return nil
+		}
+		l.leave(addr, counted)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case why != nil:
-	case l.open >= l.opts.Most:
-		why = busy(Connections, "the server has no room for more connections: come back later")
-	case counted && l.addresses[addr] >= l.opts.PerAddress:
-		why = busy(AddressConnections, fmt.Sprintf("your address has %d connections; it may have no more: close one", l.opts.PerAddress))
-	default:
-		l.open++
-		if counted {
-			l.addresses[addr]++
-		}
-		return nil
-	}
 	l.refused[why.Short]++
 	return why
+}
+
+func (l *Listener) count(addr netip.Addr, counted bool) *Refusal {
+	free := exempt(addr, l.chosen)
+	addr = bounded(addr)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.open >= l.opts.Most:
+		return busy(Connections, "the server has no room for more connections: come back later")
+	case counted && !free && l.addresses[addr] >= l.opts.PerAddress:
+		return busy(AddressConnections, fmt.Sprintf("your address has %d connections; it may have no more: close one", l.opts.PerAddress))
+	}
+	l.open++
+	if counted {
+		l.addresses[addr]++
+	}
+	return nil
 }
 
 func busy(what Short, detail string) *Refusal {
@@ -222,6 +241,7 @@ func busy(what Short, detail string) *Refusal {
 }
 
 func (l *Listener) leave(addr netip.Addr, counted bool) {
+	addr = bounded(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--

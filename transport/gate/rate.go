@@ -13,8 +13,10 @@ type RateOptions struct {
 	PerSecond int // new feeds a second, in all. Default 2,000.
 	Burst     int // as many at once. Default 4,000.
 
-	AddressPerSecond int // of one address. Default 50.
-	AddressBurst     int // Default 200.
+	// Of one address. Default 50, and 200 at once. Where both are 0 there is no limit of
+	// their own for loopback addresses.
+	AddressPerSecond int
+	AddressBurst     int
 
 	// Addresses is how many addresses are remembered at most. Default 65,536, about 6 MB.
 	Addresses int
@@ -27,13 +29,15 @@ type RateOptions struct {
 // the burst in all is kept for quiet addresses, whose own burst is at least half left.
 // So an address that asks now and then gets in while many others storm.
 //
-// An address is forgotten once it has its whole burst again, which changes nothing.
+// An address is forgotten once it has its whole burst again, which changes nothing but
+// how far those are spread that it has refused next.
 // Where more than Addresses come before that, the ones that have not been seen for
 // longest are forgotten first, and have their whole burst again.
 type Rate struct {
 	// Static after construction.
 	rate, burst     float64
 	each, eachBurst float64
+	chosen          bool    // each, or eachBurst
 	keep            float64 // tokens that are for quiet addresses
 	most            int
 	whole           time.Duration // until a bucket is full again
@@ -49,6 +53,7 @@ type Rate struct {
 
 // NewRate makes a Rate whose buckets are full.
 func NewRate(o RateOptions) (*Rate, error) {
+	chosen := o.AddressPerSecond > 0 || o.AddressBurst > 0
 	var err error
 	for _, s := range []struct {
 		name      string
@@ -67,7 +72,7 @@ func NewRate(o RateOptions) (*Rate, error) {
 	}
 	r := &Rate{
 		rate: float64(o.PerSecond), burst: float64(o.Burst), each: float64(o.AddressPerSecond), eachBurst: float64(o.AddressBurst),
-		most: o.Addresses, start: time.Now(), young: map[netip.Addr]bucket{},
+		chosen: chosen, most: o.Addresses, start: time.Now(), young: map[netip.Addr]bucket{},
 	}
 	r.keep = (r.burst - 1) / 4 // so that what is full is enough for everybody
 	r.whole = time.Duration(r.eachBurst / r.each * float64(time.Second))
@@ -79,6 +84,7 @@ func NewRate(o RateOptions) (*Rate, error) {
 // [*Refusal]: 429 if its address is over its limit, 503 if all are. Retry is random, in
 // a window that grows with the number of those who were refused, to 1 min.
 func (r *Rate) Take(client netip.Addr) error {
+	free := exempt(client, r.chosen)
 	client = bounded(client)
 	now := time.Since(r.start)
 	r.mu.Lock()
@@ -93,7 +99,7 @@ func (r *Rate) Take(client netip.Addr) error {
 		}
 	}
 	b.fill(now, r.each, r.eachBurst)
-	if b.tokens < 1 {
+	if b.tokens < 1 && !free {
 		retry := b.refuse(r.each)
 		r.young[client] = b
 		return &Refusal{
@@ -105,7 +111,7 @@ func (r *Rate) Take(client netip.Addr) error {
 	if b.tokens >= r.eachBurst/2 {
 		need = 1
 	}
-	b.tokens--
+	b.tokens = max(0, b.tokens-1)
 	r.all.fill(now, r.rate, r.burst)
 	if r.all.tokens < need {
 		// Who asks all the time does not stay quiet by being refused. A new address is not

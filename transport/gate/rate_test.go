@@ -225,6 +225,13 @@ func TestNoisyAddressIsNotForgotten(t *testing.T) {
 	})
 }
 
+// Who has read the clock first may come second.
+func TestTimeThatTurnsBackFillsNothing(t *testing.T) {
+	if n := gate.Filled(10, 1000, 10*time.Second, 2*time.Second, 11*time.Second); n != 110 {
+		t.Errorf("%g after 11 s, at 10 a second", n)
+	}
+}
+
 func TestForgettingGivesNobodyMore(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		pauses := rapid.SliceOfN(rapid.IntRange(0, 9000), 1, 30).Draw(rt, "ms")

@@ -9,7 +9,8 @@ import (
 const (
 	// URLBytes is the most bytes of a request's target, as it came.
 	URLBytes = 8 << 10
-	// Fields is the most header fields, each line counted, without Host.
+	// Fields is the most header fields, each line counted, without what net/http takes out
+	// of the header: Host, Transfer-Encoding and Trailer.
 	Fields = 100
 	// HeaderBytes is the most bytes of the request line and the header of HTTP/1.
 	HeaderBytes = 16 << 10

@@ -28,9 +28,13 @@ const (
 	heldShare       = 0.95
 )
 
-// A reading is this old at least before there is another; and reading takes at most a
-// hundredth of the time, where it is slow.
-const readingLasts = 100 * time.Millisecond
+// A reading is this old at least before there is another; and where reading is slow it
+// takes at most a hundredth of the time. But one that was slow because the process was
+// stopped meanwhile must not hold for long.
+const (
+	readingLasts     = 100 * time.Millisecond
+	readingLastsMost = time.Second
+)
 
 // WatchOptions of a Watch. 0 is the default.
 type WatchOptions struct {
@@ -39,7 +43,8 @@ type WatchOptions struct {
 	// runtime was told, else 2 GiB.
 	Memory int64
 	// Descriptors is how many file descriptors are kept from connections, for the log.
-	// Default: a tenth of what the process may have, but 64, or half if that is less.
+	// Default: a tenth of what the process may have, and at least 64, or half if that is
+	// less.
 	Descriptors int
 }
 
@@ -122,17 +127,29 @@ func (w *Watch) Admit(k Kind) error {
 	share := feedShare
 	if k == Connection {
 		share = connectionShare
-		if r.DescriptorLimit > 0 {
-			if int64(r.Descriptors)+w.came.Load() > int64(r.DescriptorLimit-r.DescriptorReserve) {
-				return short(Descriptors, "the server has no room for more connections: come back later")
-			}
-			w.came.Add(1)
-		}
 	}
 	if float64(r.Needed) >= share*float64(w.memory) || !w.governed && float64(r.Held) >= heldShare*float64(w.memory) {
 		return short(Memory, "the server is short of memory: come back later")
 	}
+	if k == Connection && r.DescriptorLimit > 0 && !w.take(int64(r.DescriptorLimit-r.DescriptorReserve-r.Descriptors)) {
+		return short(Descriptors, "the server has no room for more connections: come back later")
+	}
 	return nil
+}
+
+// take counts one more, if those that came since the last reading are not over room.
+// It may be one over: that one has its descriptor already, and the reading may have
+// seen it.
+func (w *Watch) take(room int64) bool {
+	for {
+		came := w.came.Load()
+		if came > room {
+			return false
+		}
+		if w.came.CompareAndSwap(came, came+1) {
+			return true
+		}
+	}
 }
 
 func short(what Short, detail string) error {
@@ -142,17 +159,23 @@ func short(what Short, detail string) error {
 	}
 }
 
-// Reading is the last reading, at most 100 ms old where reading is fast.
+// Reading is the last reading: at most 100 ms old where reading is fast, and 1 s where it
+// is slow, not counting the time that it takes.
 func (w *Watch) Reading() Reading { return w.look().Reading }
 
 func (w *Watch) look() *dated {
 	last := w.last.Load()
-	if time.Since(last.at) < last.lasts || !w.mu.TryLock() {
+	if last.holds() || !w.mu.TryLock() {
 		return last
 	}
 	defer w.mu.Unlock()
+	if last = w.last.Load(); last.holds() { // another has read meanwhile
+		return last
+	}
 	return w.read()
 }
+
+func (d *dated) holds() bool { return time.Since(d.at) < d.lasts }
 
 // read reads anew. Its caller holds w.mu, or is the only one.
 func (w *Watch) read() *dated {
@@ -167,7 +190,8 @@ func (w *Watch) read() *dated {
 		}
 	}
 	d.Needed, d.Held = w.sources.memory()
-	d.lasts = max(readingLasts, 100*time.Since(start))
+	took := time.Since(start)
+	d.lasts = max(readingLasts, took+min(99*took, readingLastsMost))
 	w.last.Store(d)
 	return d
 }
