@@ -2,10 +2,13 @@
 // the platform has one (Node 22), else Server-Sent Events or long poll.
 //
 //   node examples/follow.mjs [collection] [url] [tenant]
+//
+// A server with credentials wants a token: TIDEMARK_TOKEN=$(tidemark token …) node examples/follow.mjs
 import { createClient } from '../clientjs/src/index.js'
 
 const [collection = 'todos', url = 'http://127.0.0.1:7333', tenant = 'demo'] = process.argv.slice(2)
-const client = createClient({ url, tenant })
+const token = process.env.TIDEMARK_TOKEN
+const client = createClient({ url, tenant, ...(token && { getToken: () => token }) })
 client.onStatus((status) => console.error(`${status.state} by ${status.transport} ${status.cursor ?? ''}`))
 client.onError((error) => console.error(String(error)))
 const rows = client.collection(collection)

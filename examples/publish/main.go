@@ -91,6 +91,9 @@ func post(ctx context.Context, url string, body []byte) (cursor string, again bo
 		return "", false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if token := os.Getenv("TIDEMARK_TOKEN"); token != "" { // of a server with credentials
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return "", ctx.Err() == nil, err
