@@ -43,6 +43,7 @@ func TestEveryFollowerEndsUpWithTheRowsThatAPlainMapHas(t *testing.T) {
 				"subscribe": w.subscribe,
 				"wait":      w.wait,
 				"restart":   w.restart,
+				"forget":    w.forget,
 				"lose":      w.lose,
 			}
 			for name, act := range actions {
@@ -101,17 +102,42 @@ type model struct {
 	newest map[modelKey]moment
 	gone   map[string][]moment
 	forgot int64 // tombstones below this age are forgotten
+	// dropped is the last sequence at which a tenant was forgotten, floors those before which
+	// nobody can resume: what dropped was when the tenant was first written to.
+	dropped feed.Seq
+	floors  map[string]feed.Seq
 }
 
 func newModel() *model {
 	return &model{next: 1, rows: make(map[modelKey]modelRow), ids: make(map[modelID]seen), last: make(map[feed.Seq]feed.Seq),
-		newest: make(map[modelKey]moment), gone: make(map[string][]moment)}
+		newest: make(map[modelKey]moment), gone: make(map[string][]moment), floors: make(map[string]feed.Seq)}
 }
 
 func (m *model) clone() *model {
 	c := *m
 	c.rows, c.ids, c.last, c.newest, c.gone = maps.Clone(m.rows), maps.Clone(m.ids), maps.Clone(m.last), maps.Clone(m.newest), maps.Clone(m.gone)
+	c.floors = maps.Clone(m.floors)
 	return &c
+}
+
+// drop forgets a tenant: a change of its own in the log.
+func (m *model) drop(tenant string) {
+	m.dropped = m.next
+	m.next++
+	maps.DeleteFunc(m.rows, func(k modelKey, _ modelRow) bool { return k.tenant == tenant })
+	maps.DeleteFunc(m.ids, func(k modelID, _ seen) bool { return k.tenant == tenant })
+	maps.DeleteFunc(m.newest, func(k modelKey, _ moment) bool { return k.tenant == tenant })
+	delete(m.gone, tenant)
+	delete(m.floors, tenant)
+}
+
+// floor is the sequence before which nobody can resume in a tenant, because it, or before
+// it was there another, was forgotten.
+func (m *model) floor(tenant string) feed.Seq {
+	if floor, there := m.floors[tenant]; there {
+		return floor
+	}
+	return m.dropped
 }
 
 // same tells whether two values are equal as JSON.
@@ -295,6 +321,7 @@ func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome, tim
 	}
 	o.Status, o.Seq, o.Value = hub.OK, m.next, value
 	m.next++
+	m.floors[r.Tenant] = m.floor(r.Tenant)
 	now := moment{o.Seq, times.Age}
 	expires := int64(0)
 	if w.TTL > 0 {
@@ -516,6 +543,42 @@ func (w *world) dump(t *rapid.T) string {
 		}
 	}
 	return b.String()
+}
+
+// forget forgets a tenant. Its followers are told that it is over, and nothing after that.
+func (w *world) forget(t *rapid.T) {
+	if rapid.IntRange(0, 2).Draw(t, "really") > 0 {
+		t.Skip()
+	}
+	tenant := rapid.SampledFrom(tenants).Draw(t, "tenant")
+	want := 0
+	for key := range w.model.rows {
+		if key.tenant == tenant {
+			want++
+		}
+	}
+	rewrite, fails := asItIs, rapid.Bool().Draw(t, "the log stays") // a restart then reads the step itself
+	if fails {
+		rewrite = func(context.Context, func(context.Context) error) error { return errDefinite }
+	}
+	gone, err := w.hub.Forget(context.Background(), root, tenant, rewrite)
+	if fails != errors.Is(err, errDefinite) || !fails && err != nil || int(gone.Rows) != want {
+		t.Fatalf("%+v, %v; it had %d rows", gone, err, want)
+	}
+	w.done(t, func(feed.Times) { w.model.drop(tenant) })
+	for _, f := range w.followers {
+		if f.session == nil || f.tenant != tenant {
+			continue
+		}
+		b, err := f.session.Next(context.Background())
+		if err == nil && len(b.Items)+len(b.Resets) == 0 && !b.Live { // the answers to what it asked for
+			_, err = f.session.Next(context.Background())
+		}
+		if end := (*hub.Ended)(nil); !errors.As(err, &end) || end.Reason != hub.EndEvicted || end.Retry == 0 {
+			t.Fatalf("a follower of what was forgotten is told %+v, %v", b, err)
+		}
+		f.close()
+	}
 }
 
 func (w *world) wait(t *rapid.T) {
@@ -749,6 +812,7 @@ func (w *world) connect(t *rapid.T, f *follower) {
 	// another one is a reset, also where the server has no cursor to see it by.
 	if f.epoch != w.hub.Epoch() {
 		f.epoch, f.at, f.last = w.hub.Epoch(), make(map[string]feed.Seq), ""
+		clear(f.from) // of another log: it begins with nothing
 		for _, c := range collections {
 			f.staged[c] = make(map[modelKey]modelRow)
 		}
@@ -802,7 +866,7 @@ func (w *world) next(t *rapid.T, f *follower) bool {
 	}
 	for _, r := range b.Resets {
 		for _, c := range r.Collections {
-			if r.Reason == feed.ResetExpired && !slices.ContainsFunc(w.model.gone[f.tenant], func(g moment) bool {
+			if r.Reason == feed.ResetExpired && f.from[c] >= w.model.floor(f.tenant) && !slices.ContainsFunc(w.model.gone[f.tenant], func(g moment) bool {
 				return g.seq > f.from[c] && g.age < w.model.forgot
 			}) {
 				t.Fatalf("%s is said to be expired after %d, and nothing was forgotten since: %+v", c, f.from[c], w.model.gone[f.tenant])
