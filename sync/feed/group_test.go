@@ -201,3 +201,20 @@ func FuzzGroup(f *testing.F) {
 		}
 	})
 }
+
+func TestAHarmedGroupOfAnyVersionNamesItsChanges(t *testing.T) {
+	drops := aGroup()
+	drops.Drop = []string{"acme", "other"}
+	for name, g := range map[string]*feed.Group{"usual": aGroup(), "that drops tenants": drops} {
+		b, _ := feed.AppendGroup(nil, g)
+		b[len(b)-1] ^= 1
+		named := feed.ReadHarmed(b)
+		records := 0
+		for _, x := range g.Transactions {
+			records += len(x.Records)
+		}
+		if len(named) != records || named[0].Key != g.Transactions[0].Records[0].Key {
+			t.Errorf("a group %s: %+v", name, named)
+		}
+	}
+}

@@ -17,7 +17,8 @@ func ReadHarmed(b []byte) (named []Named) {
 	if i < 0 || len(text) < i+len(groupMagic) {
 		return nil
 	}
-	first := text[i:i+len(groupMagic)] == groupFirst
+	magic := text[i : i+len(groupMagic)]
+	first := magic == groupFirst
 	d := NewDecoder(text[i+len(groupMagic):])
 	d.Text()
 	d.Uint()
@@ -36,6 +37,11 @@ func ReadHarmed(b []byte) (named []Named) {
 		for range d.Count(2) {
 			d.Text()
 			d.Uint()
+		}
+	}
+	if magic == groupDrops {
+		for range d.Count(1) {
+			d.Text()
 		}
 	}
 	for range d.Count(3) {

@@ -43,7 +43,8 @@ const (
 type Refusal struct {
 	Code   Code
 	Detail string
-	Retry  time.Duration // with Unavailable: when to try again
+	Retry  time.Duration // with Unavailable, and TooMany where that passes: when to try again
+	Limit  Limit         // of the tenant, that it would have broken; "": it was no such limit
 	// Unknown, with Unavailable: a write may have happened nonetheless, because the log
 	// did not say. The same ids sent again settle it.
 	Unknown bool

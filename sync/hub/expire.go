@@ -137,6 +137,9 @@ func (g *group) remove(tenant, collection, key string) {
 	seq := g.next
 	g.next++
 	g.size += len(key) + len(collection) + len(tenant) + recordCost
+	grown := g.grown[tenant]
+	grown.rows--
+	g.grown[tenant] = grown
 	g.rows.set(rowKey{tenant, collection, key}, rowState{last: seq})
 	g.rows.keep()
 	g.add(&Request{Tenant: tenant}, []feed.Record{{Op: feed.Remove, Collection: collection, Key: key}}, seq)

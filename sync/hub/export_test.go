@@ -95,3 +95,10 @@ func KeepPast(n int) (back func()) {
 	pastLeast = n
 	return func() { pastLeast = before }
 }
+
+// Rates is how many tenants have their rates counted.
+func (h *Hub) Rates() int {
+	h.fences.mu.Lock()
+	defer h.fences.mu.Unlock()
+	return len(h.fences.rates)
+}

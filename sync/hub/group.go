@@ -148,8 +148,8 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 		}
 		if d.Status == tooLarge {
 			g.rollback(first, size, mem)
-			return Result{}, refuse(TooLarge, "the row %q of %s would have more than %d bytes or %d elements: split it into several rows",
-				d.Key, r.Writes[i].Collection, limits.RowBytes, MaxElements)
+			return Result{}, &Refusal{Code: TooLarge, Limit: LimitRowBytes,
+				Detail: fmt.Sprintf("the row %q of %s would have more than %d bytes or %d elements: split it into several rows", d.Key, r.Writes[i].Collection, limits.RowBytes, MaxElements)}
 		}
 		if d.Status == outOfSight {
 			g.rollback(first, size, mem)
@@ -216,15 +216,15 @@ func (g *group) fits(t *tenant, name string, before growth, mem int64, limits *L
 		have.rows += t.count.Load()
 		have.mem += t.bytes.Load()
 	}
-	full := func(what string, most int64) error {
-		return &Refusal{Code: TooMany, Retry: 30 * time.Second,
+	full := func(l Limit, what string, most int64) error {
+		return &Refusal{Code: TooMany, Limit: l, Retry: 30 * time.Second,
 			Detail: fmt.Sprintf("tenant %s may have %d %s, and would have more: remove rows, or ask for more", name, most, what)}
 	}
 	switch {
 	case g.grow.rows > 0 && have.rows+g.grow.rows > limits.Rows:
-		return full("rows", limits.Rows)
+		return full(LimitRows, "rows", limits.Rows)
 	case mem > 0 && have.mem+mem > limits.Size:
-		return full("bytes of rows, tombstones and ids", limits.Size)
+		return full(LimitSize, "bytes of rows, tombstones and ids", limits.Size)
 	}
 	return nil
 }
@@ -372,7 +372,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		}
 	}
 	if rec.Op < feed.Remove {
-		if len(rec.Value) > g.rowBytes {
+		if len(rec.Value) > max(g.rowBytes, len(there.value)) { // what was larger before the limit got lower may shrink
 			d.Status = tooLarge
 			return d
 		}

@@ -235,7 +235,8 @@ type Stats struct {
 	Bytes    int64    // what the state holds, about
 	Memory   int64    // and may hold
 	Sessions int
-	Encoded  int64 // frames encoded since the start: one a change, whatever the number of sessions
+	Encoded  int64           // frames encoded since the start: one a change, whatever the number of sessions
+	Refused  map[Limit]int64 // what was since the start, by the limit of a tenant that it would have broken
 }
 
 // Stats returns figures for logs and pages.
@@ -246,7 +247,7 @@ func (h *Hub) Stats() Stats {
 	s := h.state
 	return Stats{
 		Head: feed.Seq(s.head.Load()), Rows: s.rows.Load(), Bytes: s.bytes.Load(),
-		Memory: h.opts.Memory, Sessions: sessions, Encoded: s.encoded.Load(),
+		Memory: h.opts.Memory, Sessions: sessions, Encoded: s.encoded.Load(), Refused: h.fences.refused.counts(),
 	}
 }
 
@@ -263,7 +264,7 @@ func (h *Hub) register(s *Session) error {
 	}
 	t, l := s.tenant, h.fences.of(s.tenant.name)
 	if t.sessions >= l.Sessions {
-		return tooManyOf(t.name, l.Sessions, "feeds open", "close some, or let pages share one")
+		return h.counted(t.name, tooManyOf(t.name, LimitSessions, l.Sessions, "feeds open", "close some, or let pages share one"))
 	}
 	h.sessions[s] = struct{}{}
 	t.sessions++
@@ -285,7 +286,7 @@ func (h *Hub) followMore(s *Session, n int) error {
 	defer h.mu.Unlock()
 	t, l := s.tenant, h.fences.of(s.tenant.name)
 	if n > 0 && t.followed+n > l.Subscriptions {
-		return tooManyOf(t.name, l.Subscriptions, "collections followed by its feeds", "follow fewer in each")
+		return h.counted(t.name, tooManyOf(t.name, LimitSubscriptions, l.Subscriptions, "collections followed by its feeds", "follow fewer in each"))
 	}
 	t.followed += n
 	s.followed += n

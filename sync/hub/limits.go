@@ -3,8 +3,12 @@ package hub
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -20,6 +24,49 @@ type Limits struct {
 	Rows          int64 // Default 10,000,000
 	Size          int64 // bytes of rows, tombstones and remembered ids, as Options.Memory counts them. Default: Options.Memory
 	RowBytes      int   // bytes of one row's value. Default, and most: MaxValue
+}
+
+// Limit names a limit of a tenant.
+type Limit string
+
+// The limits, as Limits has them.
+const (
+	LimitSessions      Limit = "sessions"
+	LimitSubscriptions Limit = "subscriptions"
+	LimitWrites        Limit = "writes"
+	LimitBytes         Limit = "bytes"
+	LimitRows          Limit = "rows"
+	LimitSize          Limit = "size"
+	LimitRowBytes      Limit = "row-size"
+)
+
+var allLimits = [...]Limit{LimitSessions, LimitSubscriptions, LimitWrites, LimitBytes, LimitRows, LimitSize, LimitRowBytes}
+
+// refusals counts what was refused, by limit. Its zero value is ready.
+type refusals [len(allLimits)]atomic.Int64
+
+func (r *refusals) add(l Limit) { r[slices.Index(allLimits[:], l)].Add(1) }
+
+// counts are those above 0.
+func (r *refusals) counts() map[Limit]int64 {
+	counts := make(map[Limit]int64)
+	for i, l := range allLimits {
+		if n := r[i].Load(); n > 0 {
+			counts[l] = n
+		}
+	}
+	return counts
+}
+
+// counted counts a refusal, if it is because of a tenant's limit, and returns it.
+func (h *Hub) counted(tenant string, err error) error {
+	if r := (*Refusal)(nil); errors.As(err, &r) && r.Limit != "" {
+		h.fences.refused.add(r.Limit)
+		if t := h.state.lookup(tenant); t != nil {
+			t.refused.add(r.Limit)
+		}
+	}
+	return err
 }
 
 // or fills in what is 0.
@@ -48,13 +95,15 @@ func (l Limits) check() error {
 type fences struct {
 	// Static after construction.
 	usual Limits
-	own   map[string]Limits
+	own   map[string]*Limits
 	only  map[string]bool // nil: a tenant comes to be when somebody uses it
 
+	refused refusals // of all tenants together
+
 	mu     sync.Mutex
-	rates  map[string]*rate
-	sweep  int // look for what can be forgotten when there are so many
-	queued rate
+	rates  map[string]*rate // guarded by mu
+	sweep  int              // guarded by mu: look for what can be forgotten when there are so many
+	queued rate             // guarded by mu: what waits, of all
 }
 
 // rate is what a tenant has of its rates left, and what of it waits for the writer. One
@@ -74,12 +123,13 @@ func newFences(o *Options) (*fences, error) {
 		return nil, err
 	}
 	usual := o.Limits.or(Limits{Sessions: 50_000, Subscriptions: 500_000, Writes: 100_000, Bytes: 64 << 20, Rows: 10_000_000, Size: o.Memory, RowBytes: MaxValue})
-	f := &fences{usual: usual, own: make(map[string]Limits), rates: make(map[string]*rate), sweep: 1024}
+	f := &fences{usual: usual, own: make(map[string]*Limits), rates: make(map[string]*rate), sweep: 1024}
 	for name, l := range o.TenantLimits {
 		if err := errors.Join(feed.CheckTenant(name), l.check()); err != nil {
 			return nil, err
 		}
-		f.own[name] = l.or(usual)
+		l = l.or(usual)
+		f.own[name] = &l
 	}
 	if o.Tenants != nil {
 		f.only = make(map[string]bool)
@@ -95,7 +145,7 @@ func newFences(o *Options) (*fences, error) {
 
 func (f *fences) of(tenant string) *Limits {
 	if l, ok := f.own[tenant]; ok {
-		return &l
+		return l
 	}
 	return &f.usual
 }
@@ -108,33 +158,43 @@ func (f *fences) admits(tenant string) error {
 	return refuse(Forbidden, "there is no tenant %s on this server: its operator says which there are (--tenants)", tenant)
 }
 
-// enter lets a request in line, or says which limit it would break. What is let in must
-// leave. It may take half of the room that is free: so however many tenants fill the line,
-// there is room for one more.
+// bursts are what a tenant may save up of its rates: at least one request of any size.
+func (l *Limits) bursts() (writes, bytes float64) {
+	return max(float64(l.Writes)*rateBurst.Seconds(), feed.MaxChanges), max(float64(l.Bytes)*rateBurst.Seconds(), maxQueued/4)
+}
+
+// fill brings a tenant's rates up to now, and tells whether it has saved up all that it may.
+func (r *rate) fill(l *Limits, now time.Time) (full bool) {
+	mostWrites, mostBytes := l.bursts()
+	since := max(0, now.Sub(r.at).Seconds())
+	r.at = now
+	r.writes, r.bytes = min(mostWrites, r.writes+since*float64(l.Writes)), min(mostBytes, r.bytes+since*float64(l.Bytes))
+	return r.writes == mostWrites && r.bytes == mostBytes
+}
+
+// enter lets a request in line, or says which limit it would break; then nothing is taken off
+// its rates. What is let in must leave. It may take half of the room that is free: so however
+// many tenants fill the line, there is room for one more.
 func (f *fences) enter(p *Pending) error {
 	name, n, size := p.req.Tenant, len(p.req.Writes), p.size-int64(len(p.req.Writes))*writeCost
 	l := f.of(name)
-	burst := rateBurst.Seconds()
-	mostWrites := max(float64(l.Writes)*burst, feed.MaxChanges)
-	mostBytes := max(float64(l.Bytes)*burst, maxQueued/4)
 	now := time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := f.rates[name]
 	if r == nil {
 		f.tidy(now)
-		r = &rate{at: now, writes: mostWrites, bytes: mostBytes}
+		r = &rate{at: now}
+		r.writes, r.bytes = l.bursts()
 		f.rates[name] = r
 	}
-	since := max(0, now.Sub(r.at).Seconds())
-	r.at = now
-	r.writes, r.bytes = min(mostWrites, r.writes+since*float64(l.Writes)), min(mostBytes, r.bytes+since*float64(l.Bytes))
+	r.fill(l, now)
 	if !p.own {
 		switch {
 		case r.writes < float64(n):
-			return tooMuch(name, (float64(n)-r.writes)/float64(l.Writes), "%d changes a second", l.Writes)
+			return tooMuch(name, LimitWrites, (float64(n)-r.writes)/float64(l.Writes), "%d changes a second", l.Writes)
 		case r.bytes < float64(size):
-			return tooMuch(name, (float64(size)-r.bytes)/float64(l.Bytes), "%d bytes of changes a second", l.Bytes)
+			return tooMuch(name, LimitBytes, (float64(size)-r.bytes)/float64(l.Bytes), "%d bytes of changes a second", l.Bytes)
 		}
 	}
 	if r.waiting > 0 && (r.waiting >= queueLength-f.queued.waiting || r.waitingBytes+p.size > maxQueued-f.queued.waitingBytes) ||
@@ -168,8 +228,7 @@ func (f *fences) tidy(now time.Time) {
 		return
 	}
 	for name, r := range f.rates {
-		// Saving up again takes at most as long as the largest burst of all at its rate.
-		if l := f.of(name); r.waiting == 0 && now.Sub(r.at).Seconds() >= max(rateBurst.Seconds(), feed.MaxChanges/float64(l.Writes), maxQueued/4/float64(l.Bytes)) {
+		if r.waiting == 0 && r.fill(f.of(name), now) {
 			delete(f.rates, name)
 		}
 	}
@@ -177,15 +236,15 @@ func (f *fences) tidy(now time.Time) {
 }
 
 // tooMuch refuses what comes too fast; what was refused together does not come back together.
-func tooMuch(tenant string, seconds float64, limit string, args ...any) error {
+func tooMuch(tenant string, l Limit, seconds float64, limit string, args ...any) error {
 	wait := max(time.Second, time.Duration(seconds*float64(time.Second)))
-	return &Refusal{Code: TooMany, Retry: wait + rand.N(wait),
+	return &Refusal{Code: TooMany, Limit: l, Retry: wait + rand.N(wait),
 		Detail: fmt.Sprintf("tenant %s writes more than "+limit+", which is its limit: write slower, or ask for more", append([]any{tenant}, args...)...)}
 }
 
 // tooManyOf refuses what a tenant has too many of at one time.
-func tooManyOf(tenant string, most int, what, help string) error {
-	return &Refusal{Code: TooMany, Retry: 5*time.Second + rand.N(10*time.Second),
+func tooManyOf(tenant string, l Limit, most int, what, help string) error {
+	return &Refusal{Code: TooMany, Limit: l, Retry: 5*time.Second + rand.N(10*time.Second),
 		Detail: fmt.Sprintf("tenant %s has %d %s, which is its limit: %s, or ask for more", tenant, most, what, help)}
 }
 
@@ -196,16 +255,35 @@ type TenantStats struct {
 	Rows          int64  `json:"rows"`  // revocations among them
 	Size          int64  `json:"bytes"` // of memory, about
 	Limits        Limits `json:"limits"`
+	// Refused is how much was, by limit, since the tenant was there; of one that has neither
+	// rows nor feeds nothing is remembered.
+	Refused map[Limit]int64 `json:"refused"`
 }
 
 // TenantStats returns figures about a tenant, all 0 where there is none.
 func (h *Hub) TenantStats(tenant string) TenantStats {
 	stats := TenantStats{Limits: *h.fences.of(tenant)}
 	if t := h.state.lookup(tenant); t != nil {
-		stats.Rows, stats.Size = t.count.Load(), t.bytes.Load()
+		stats.Rows, stats.Size, stats.Refused = t.count.Load(), t.bytes.Load(), t.refused.counts()
 		h.mu.Lock()
 		stats.Sessions, stats.Subscriptions = t.sessions, t.followed
 		h.mu.Unlock()
 	}
 	return stats
+}
+
+// Tenants are those that were written to or are followed now, in no order, each with its
+// figures when it is its turn.
+func (h *Hub) Tenants() iter.Seq2[string, TenantStats] {
+	return func(yield func(string, TenantStats) bool) {
+		s := h.state
+		s.mu.RLock()
+		names := slices.Collect(maps.Keys(s.tenants))
+		s.mu.RUnlock()
+		for _, name := range names {
+			if name != allTenants && !yield(name, h.TenantStats(name)) {
+				return
+			}
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -262,6 +263,133 @@ func TestTenantsThatWereOnlyTriedAreForgotten(t *testing.T) {
 		try(20_000, 120_000)
 		if after := memory(); after > before+4<<20 {
 			t.Errorf("100,000 names cost %d KiB", (after-before)>>10)
+		}
+	})
+}
+
+// TestARowWhoseTimeIsOverMakesRoom: who is at the limit would else be told to come back in 30 s.
+func TestARowWhoseTimeIsOverMakesRoom(t *testing.T) {
+	for range 20 { // the writer takes the request first, or looks what is due
+		synctest.Test(t, func(t *testing.T) {
+			log := feedtest.NewMemory()
+			h := open(t, log, hub.Options{Limits: hub.Limits{Rows: 2}})
+			w := put("todos", "1", `{}`)
+			w.TTL = 10 * time.Second
+			if err := into(h, "acme", w); err != nil {
+				t.Fatal(err)
+			}
+			release := busy(t, h, log) // by a second row
+			time.Sleep(11 * time.Second)
+			p, err := h.Begin(hub.Everything, hub.Request{Tenant: "acme", Writes: []hub.Write{insert("todos", "2", `{}`)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+			if _, err := p.Wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestARowFromBeforeTheLimitMayShrink: it could else be neither kept in order nor made smaller.
+func TestARowFromBeforeTheLimitMayShrink(t *testing.T) {
+	log := feedtest.NewMemory()
+	h := open(t, log, hub.Options{})
+	if err := into(h, "acme", put("todos", "1", `{"a":"`+strings.Repeat("a", 500)+`","b":1}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, log, hub.Options{Limits: hub.Limits{RowBytes: 100}})
+	if err := into(h, "acme", modify("todos", "1", `{"b":null}`)); err != nil {
+		t.Error(err)
+	}
+	var r *hub.Refusal
+	if err := into(h, "acme", modify("todos", "1", `{"b":12}`)); !errors.As(err, &r) || r.Code != hub.TooLarge || r.Retry != 0 {
+		t.Errorf("it may grow: %v", err)
+	}
+}
+
+// TestRefusalsAreCountedByTheirLimit: an operator would else not know which one to raise, nor whose.
+func TestRefusalsAreCountedByTheirLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Sessions: 1, Subscriptions: 1, Writes: 1, Bytes: 1, Rows: 2, Size: 5000, RowBytes: 3000}})
+		feeds := func(collections ...string) error {
+			var starts []feed.Start
+			for _, c := range collections {
+				starts = append(starts, feed.Start{Collection: c})
+			}
+			s, err := h.Open(hub.Everything, "acme", starts, hub.SessionOptions{})
+			if err == nil {
+				t.Cleanup(s.Close)
+			}
+			return err
+		}
+		write := func(w ...hub.Write) error { return into(h, "acme", w...) }
+		large := `{"v":"` + strings.Repeat("v", 2500) + `"}`
+		steps := []struct {
+			limit hub.Limit
+			do    func() error
+		}{
+			{"", func() error { return write(insert("todos", "1", large)) }},
+			{hub.LimitSize, func() error { return write(insert("todos", "2", large)) }},
+			{hub.LimitRowBytes, func() error { return write(put("todos", "1", `{"v":"`+strings.Repeat("v", 3000)+`"}`)) }},
+			{"", func() error { return write(insert("todos", "2", `{}`)) }},
+			{hub.LimitRows, func() error { return write(insert("todos", "3", `{}`)) }},
+			{hub.LimitSubscriptions, func() error { return feeds("todos", "lists") }},
+			{"", func() error { return feeds("todos") }},
+			{hub.LimitSessions, func() error { return feeds("todos") }},
+			{"", func() error {
+				for {
+					if err := write(put("todos", "2", `{}`)); err != nil {
+						return err
+					}
+				}
+			}},
+		}
+		want := make(map[hub.Limit]int64)
+		for i, s := range steps {
+			err := s.do()
+			if i == len(steps)-1 {
+				s.limit = hub.LimitWrites
+			}
+			var r *hub.Refusal
+			if s.limit == "" && err != nil || s.limit != "" && (!errors.As(err, &r) || r.Limit != s.limit) {
+				t.Fatalf("step %d: %v (%+v), want a refusal by %q", i, err, r, s.limit)
+			}
+			if s.limit != "" {
+				want[s.limit]++
+			}
+		}
+		_ = into(h, "tried", modify("todos", "1", `{}`)) // no such row, and so no such tenant
+		all := make(map[string]hub.TenantStats)
+		for name, stats := range h.Tenants() {
+			all[name] = stats
+		}
+		if got := all["acme"]; len(all) != 1 || !maps.Equal(got.Refused, want) || got.Rows != 2 || got.Sessions != 1 || got.Subscriptions != 1 {
+			t.Errorf("%+v, want %v", all, want)
+		}
+		if got := h.Stats().Refused; !maps.Equal(got, want) {
+			t.Errorf("of all: %v, want %v", got, want)
+		}
+	})
+}
+
+// TestATenantIsRememberedForNoLongerThanItsRates: with a low limit the largest burst takes
+// minutes to save up, and whoever tries names one after the other would fill the memory meanwhile.
+func TestATenantIsRememberedForNoLongerThanItsRates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{Limits: hub.Limits{Writes: 1, Bytes: 1000}})
+		for i := range 50_000 {
+			_ = into(h, fmt.Sprintf("tenant-%d", i), modify("todos", "1", `{}`)) // there is no such row
+			if i%100 == 0 {
+				time.Sleep(time.Second)
+			}
+		}
+		if n := h.Rates(); n > 2048 {
+			t.Errorf("%d tenants are remembered", n)
 		}
 	})
 }

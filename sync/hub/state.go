@@ -47,6 +47,8 @@ type tenant struct {
 	count atomic.Int64 // its share of state.rows
 	gone  atomic.Bool  // it was forgotten: a tenant of its name is another
 
+	refused refusals
+
 	// Guarded by Hub.mu.
 	sessions, followed int
 

@@ -133,7 +133,7 @@ func (h *Hub) enqueue(p *Pending) error {
 		return noAnswer()
 	}
 	if err := h.fences.enter(p); err != nil {
-		return err
+		return h.counted(p.req.Tenant, err)
 	}
 	h.queue <- p // there is room: no more have entered than it holds
 	return nil
@@ -348,7 +348,7 @@ func (h *Hub) write(p *Pending) {
 	for p != nil {
 		h.fences.leave(p)
 		if result, err := g.decide(p, h.opts.Memory, h.fences.of(p.req.Tenant)); err != nil {
-			p.answer(Result{}, err)
+			p.answer(Result{}, h.counted(p.req.Tenant, err))
 		} else {
 			p.result = result
 			decided = append(decided, p)
