@@ -52,8 +52,15 @@ func (x *index) add(g *feed.Group, offset int64) {
 		x.names = make(map[uint64]struct{})
 	}
 	x.groups++
+	for _, tenant := range g.Drop { // which its records do not name
+		x.names[hash(tenant)] = struct{}{}
+	}
 	for i := range g.Transactions {
 		t := &g.Transactions[i]
+		if t.Wiped() {
+			x.changes += uint64(len(t.Records))
+			continue
+		}
 		for j := range t.Records {
 			r := &t.Records[j]
 			x.changes++

@@ -319,6 +319,21 @@ func TestPagesAreExactlyWhatWasWritten(t *testing.T) {
 				}
 				l.reborn(feed.Seq(rapid.IntRange(0, 1000).Draw(t, "jump")))
 			},
+			"forget": func(t *rapid.T) {
+				all := l.first + feed.Position(len(l.groups))
+				if err := s.Archive(context.Background(), l, all); err != nil {
+					t.Fatal(err)
+				}
+				l.trimTo(all)
+				tenant, upTo := name("forgotten", "acme", "a", "none"), l.next-1
+				if rapid.Bool().Draw(t, "up to") {
+					upTo = feed.Seq(rapid.Uint64Range(1, uint64(l.next)).Draw(t, "upTo"))
+				}
+				if err := s.Forget(context.Background(), tenant, upTo); err != nil {
+					t.Fatal(err)
+				}
+				l.all = slices.DeleteFunc(l.all, func(c change) bool { return c.tenant == tenant && c.seq <= upTo })
+			},
 			"reopen": func(t *rapid.T) {
 				if err := s.Close(); err != nil {
 					t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 // The form of a segment, version 1. Numbers have a fixed size and are little-endian:
 //
 //	header  "tmh" 1 crc32c  number first:place before:place      144 bytes
-//	record  length32 crc32c(length, group) group                 as often as need be
+//	record  length32 crc32c(length, group) group                 as often as need be; a group may be wiped, see forget.go
 //
 // and once it is closed
 //
@@ -248,9 +248,13 @@ func decode(b []byte) (*feed.Group, feed.Sum, error) {
 	if crc32.Update(crc32.Checksum(b[:4], castagnoli), castagnoli, b[recordHead:]) != binary.LittleEndian.Uint32(b[4:]) {
 		return nil, feed.Sum{}, bad("a record's checksum does not match")
 	}
-	g, sum, err := feed.DecodeGroup(b[recordHead:])
+	whole, had := unwiped(b[recordHead:])
+	g, sum, err := feed.DecodeGroup(whole)
 	if err != nil {
 		return nil, sum, bad("%s", err)
+	}
+	if had != nil {
+		sum = *had
 	}
 	return g, sum, nil
 }
@@ -266,11 +270,14 @@ func (r *records) skip() (found bool, err error) {
 	}
 	rest = rest[:n]
 	for from := 1 + recordHead; from < len(rest); from++ {
-		i := bytes.Index(rest[from:], []byte("tmg"))
+		i := bytes.Index(rest[from:], []byte(groupMagic[:2]))
 		if i < 0 {
 			break
 		}
 		from += i
+		if kind := rest[from:]; !bytes.HasPrefix(kind, []byte(groupMagic)) && !bytes.HasPrefix(kind, []byte(wipedMagic)) {
+			continue
+		}
 		record := rest[from-recordHead:]
 		length := int(binary.LittleEndian.Uint32(record))
 		if length > feed.MaxGroup || recordHead+length > len(record) {

@@ -152,6 +152,11 @@ func (s *Store) load(ctx context.Context) error {
 		return err
 	}
 	s.mark = m
+	if !s.opts.ReadOnly {
+		if err := os.Remove(filepath.Join(s.opts.Dir, forgettingName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	return s.resume(ctx)
 }
 
@@ -302,7 +307,7 @@ func (s *Store) reopen(ctx context.Context, x segment) (_ *writer, err error) {
 		if err := f.Truncate(m.offset); err != nil {
 			return nil, err
 		}
-	case size < m.offset:
+	case size < m.offset && !(m.closed && wholeTo(f, m.last)): // a footer gets shorter by Forget
 		s.opts.Logger.Error("the history is damaged: its newest segment is cut short", "file", s.path(x), "bytes", size, "want", m.offset)
 	}
 	if m.closed {
@@ -335,6 +340,12 @@ func (s *Store) reopen(ctx context.Context, x segment) (_ *writer, err error) {
 	}
 	w.b = bufio.NewWriterSize(f, 256<<10)
 	return w, nil
+}
+
+// wholeTo tells whether a segment has a footer, and ends at a place.
+func wholeTo(f *os.File, last place) bool {
+	t, err := readTrailer(f)
+	return err == nil && t.last == last
 }
 
 func (s *Store) path(x segment) string { return filepath.Join(s.opts.Dir, x.name()) }
