@@ -103,7 +103,7 @@ func TestStormOfManyAddressesRefusesNoQuietOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRate(t, gate.RateOptions{})
 		noisy, quiet, refused := 0, 0, 0
-		for step := range 600 { // a minute
+		for step := range 250 { // 25 s
 			for i := range 300 {
 				noisy += taken(r, address(i), 20)
 			}
@@ -120,8 +120,8 @@ func TestStormOfManyAddressesRefusesNoQuietOne(t *testing.T) {
 		if refused > 0 {
 			t.Errorf("%d of %d are refused", refused, quiet)
 		}
-		if all := noisy + quiet; all < 60*1990 || all > 4000+60*2000 {
-			t.Errorf("%d begin in a minute", all)
+		if all := noisy + quiet; all < 25*1990 || all > 4000+25*2000 {
+			t.Errorf("%d begin in 25 s", all)
 		}
 	})
 }
