@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/broker/history"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -237,10 +238,12 @@ func (l *Log) Rewrite(ctx context.Context, save func(context.Context) error) err
 }
 
 // Purge is Rewrite for files that hold what must be forgotten: the old ones are removed,
-// and after a crash the next Open removes them. ErrHistory: a history is kept, which holds it too.
+// and after a crash the next Open removes them. Where there is no room for the old files and
+// the new ones together, nothing is done, and the log goes on. What a history has is for
+// ForgetHistory to forget, afterwards.
 func (l *Log) Purge(ctx context.Context, save func(context.Context) error) error {
-	if err := l.Purgeable(); err != nil {
-		return err
+	if err := l.roomAnew(ctx); err != nil {
+		return fmt.Errorf("write the files anew: %w", err)
 	}
 	if err := l.renew(ctx, save, forgotten); err != nil {
 		return err
@@ -248,17 +251,54 @@ func (l *Log) Purge(ctx context.Context, save func(context.Context) error) error
 	return removeForgotten(l.opts.Dir)
 }
 
-// ErrHistory is why a log can't be purged.
-var ErrHistory = errors.New("the history holds every change, and can't forget some")
-
-// Purgeable is why the log can't be purged: ErrHistory, also where there is a history that
-// nothing is added to any more.
-func (l *Log) Purgeable() error {
-	all, err := filepath.Glob(filepath.Join(l.opts.Dir, historyName, "*"))
-	if err == nil && (l.history != nil || len(all) > 0) {
-		err = ErrHistory
+// roomAnew is why there is no room to write all anew beside what is there.
+func (l *Log) roomAnew(ctx context.Context) error {
+	if err := l.enter(); err != nil {
+		return err
 	}
-	return err
+	defer l.calls.Done()
+	state, err := l.state(ctx)
+	if err != nil {
+		return err
+	}
+	checkpoint, err := l.nats.Load().info(ctx, checkpointStream)
+	if err != nil {
+		return err
+	}
+	need := int64(state.Bytes + checkpoint.State.Bytes) // no more than that comes of it
+	if free, known := freeSpace(l.opts.Dir); known && free-need < l.opts.Reserve {
+		return fmt.Errorf("it may take %d MiB, and the disk has %d MiB left, of which %d stay free", need>>20, free>>20, l.opts.Reserve>>20)
+	}
+	return nil
+}
+
+// ForgetHistory takes what a tenant wrote, up to a sequence, out of the history, if there is
+// one, also where nothing is added to it any more; see the history's Forget. What is newer
+// than the history is in the log still: Purge first.
+func (l *Log) ForgetHistory(ctx context.Context, tenant string, upTo feed.Seq) error {
+	if err := l.enter(); err != nil {
+		return err
+	}
+	defer l.calls.Done()
+	if l.history != nil {
+		return l.history.Forget(ctx, tenant, upTo)
+	}
+	l.forgetting.Lock()
+	defer l.forgetting.Unlock()
+	open, closed := l.context()
+	defer closed()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(open, func() { cancel(ErrClosed) })() // Close waits for this one
+	dir := filepath.Join(l.opts.Dir, historyName)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	store, err := history.Open(ctx, history.Options{Dir: dir, Logger: l.logger})
+	if err != nil {
+		return err
+	}
+	return errors.Join(store.Forget(ctx, tenant, upTo), store.Close())
 }
 
 // forgotten ends the name of what is put aside only to be removed.

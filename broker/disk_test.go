@@ -1,10 +1,12 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -160,4 +162,39 @@ func TestFullDiskLosesNothingAndComesBackByItself(t *testing.T) {
 	}
 	closeLog(t, l)
 	wantAll(t, openWith(t, opts), c)
+}
+
+// TestAPurgeForWhichThereIsNoRoomHarmsNobody: the log would else serve no more, because somebody
+// asked for something to be deleted on a disk that is half full.
+func TestAPurgeForWhichThereIsNoRoomHarmsNobody(t *testing.T) {
+	dir := smallDisk(t, "size=96m")
+	opts := broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 4 << 20, Scrub: -1}
+	l := openWith(t, opts)
+	c := &chain{epoch: l.Epoch()}
+	for range 20 {
+		after := c.pos
+		if _, err := l.Append(t.Context(), after, c.next(1, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	purge := func() error {
+		return l.Purge(t.Context(), func(ctx context.Context) error {
+			grow(t, l, c, 1)
+			return l.SaveCheckpoint(ctx, c.pos, onePart(c.state()))
+		})
+	}
+	empty := fillDisk(t, dir, 16<<20)
+	if err := purge(); err == nil || !strings.Contains(err.Error(), "MiB left") {
+		t.Fatal(err)
+	}
+	grow(t, l, c, 2)
+	empty()
+	if err := purge(); err != nil {
+		t.Fatal(err)
+	}
+	grow(t, l, c, 2)
+	closeLog(t, l)
+	if got, err := restore(openWith(t, opts)); err != nil || *got != *c {
+		t.Fatal(got, err)
+	}
 }

@@ -100,16 +100,17 @@ type Log struct {
 	history *history.Store // nil: none is kept
 	done    chan struct{}  // closed by Close
 
-	nats     atomic.Pointer[embedded] // a stopped one while the log is mended
-	space    atomic.Pointer[notReady] // the disk is too full
-	broken   atomic.Pointer[notReady] // the disk fails, or has failed
-	look     chan struct{}            // room for one: the scrub is to look now
-	anew     atomic.Bool              // what is written goes to the new store of Rewrite
-	newMark  mark                     // owned by Rewrite and the Append that it has called: that store's mark
-	mending  sync.Mutex               // held by what stops the server and starts another
-	closing  sync.Once
-	calls    sync.WaitGroup // the calls under way; added to under mu, while not closed
-	watching sync.WaitGroup // what runs while the log is open
+	nats       atomic.Pointer[embedded] // a stopped one while the log is mended
+	space      atomic.Pointer[notReady] // the disk is too full
+	broken     atomic.Pointer[notReady] // the disk fails, or has failed
+	look       chan struct{}            // room for one: the scrub is to look now
+	anew       atomic.Bool              // what is written goes to the new store of Rewrite
+	newMark    mark                     // owned by Rewrite and the Append that it has called: that store's mark
+	mending    sync.Mutex               // held by what stops the server and starts another
+	forgetting sync.Mutex               // held by whoever opens a history that is not kept on
+	closing    sync.Once
+	calls      sync.WaitGroup // the calls under way; added to under mu, while not closed
+	watching   sync.WaitGroup // what runs while the log is open
 
 	mu      sync.Mutex
 	closed  bool                 // guarded by mu

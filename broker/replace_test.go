@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tidemark-sync/tidemark/broker"
+	"github.com/tidemark-sync/tidemark/broker/history"
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
 
@@ -507,5 +508,61 @@ func TestWhatIsToBeForgottenIsGoneAfterACrash(t *testing.T) {
 	all, err := filepath.Glob(filepath.Join(dir, "aside", "*"))
 	if err != nil || len(all) != 1 || strings.HasSuffix(all[0], "forgotten") {
 		t.Errorf("aside are %v, %v", all, err)
+	}
+}
+
+// TestAHistoryForgetsWhetherOrNotItIsKeptOn: one that was switched off is still there.
+func TestAHistoryForgetsWhetherOrNotItIsKeptOn(t *testing.T) {
+	for _, on := range []bool{true, false} {
+		dir := t.TempDir()
+		l := openWith(t, broker.Options{Dir: dir, History: &history.Options{}})
+		next, prev := feed.Seq(1), feed.Sum{}
+		for p := range feed.Position(9) {
+			g := feed.Group{Epoch: l.Epoch(), Position: p + 1, First: next, At: 1, Times: feed.Times{Age: 1, Steady: 1}, Prev: prev}
+			for _, tenant := range []string{"CANARY", "other"} {
+				g.Transactions = append(g.Transactions, feed.Transaction{Tenant: tenant, Records: []feed.Record{{Op: feed.Insert, Collection: tenant, Key: tenant, Value: `{"of":"` + tenant + `"}`}}})
+				next++
+			}
+			var b []byte
+			b, prev = feed.AppendGroup(nil, &g)
+			if _, err := l.Append(t.Context(), p, b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		save(t, l, 9, []byte("state"))
+		if err := l.Trim(t.Context(), 9); err != nil {
+			t.Fatal(err)
+		}
+		if !on {
+			closeLog(t, l)
+			l = openWith(t, broker.Options{Dir: dir})
+		}
+		if err := l.ForgetHistory(t.Context(), "CANARY", next-1); err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]int{}
+		files, err := filepath.Glob(filepath.Join(dir, "history", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			for _, word := range []string{"CANARY", "other"} {
+				found[word] += strings.Count(string(read(t, path)), word)
+			}
+		}
+		if found["CANARY"] != 0 || found["other"] < 8 {
+			t.Errorf("kept on %v: %v in %v", on, found, files)
+		}
+		if wrong, err := broker.VerifyHistory(t.Context(), dir); err != nil || len(wrong) > 0 {
+			t.Errorf("kept on %v: %v, %v", on, wrong, err)
+		}
+		closeLog(t, l)
+	}
+	dir := t.TempDir()
+	if err := open(t, dir).ForgetHistory(t.Context(), "acme", 1); err != nil {
+		t.Errorf("where there never was one: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "history")); err == nil {
+		t.Error("one was made")
 	}
 }

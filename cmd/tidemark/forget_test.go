@@ -17,9 +17,14 @@ import (
 // forgets the tenant, and looks for the word in every file: a deletion that somebody asked for by
 // law, and that a disk keeps.
 func TestForgottenTenantLeavesNoByteOnDisk(t *testing.T) {
+	t.Run("without history", func(t *testing.T) { forgetOnDisk(t) })
+	t.Run("with history", func(t *testing.T) { forgetOnDisk(t, "--history", "forever") })
+}
+
+func forgetOnDisk(t *testing.T, flags ...string) {
 	const canary = "CANARYc4n4ry"
 	data, addr, admin := t.TempDir(), freePort(t), freePort(t)
-	flags := []string{"--admin-listen", admin, "--log-size", "16KiB"} // some of it is in checkpoints by then
+	flags = append(flags, "--admin-listen", admin, "--log-size", "16KiB") // some of it is in checkpoints by then
 	p := serve(t, addr, data, flags...)
 	base := "http://" + addr + "/v1/"
 	for i := range 300 {
@@ -86,6 +91,14 @@ func TestForgottenTenantLeavesNoByteOnDisk(t *testing.T) {
 			t.Errorf("%s has %d rows, not %d", tenant, n, want)
 		}
 	}
+	if len(flags) > 4 { // what others wrote is in the history, and nothing else
+		for tenant, want := range map[string]int{canary: 0, "other": 302} {
+			_, answer, _ := call(t, "GET", base+tenant+"/history?limit=1000", "", "")
+			if n := strings.Count(answer, `"seq"`); n != want {
+				t.Errorf("%d changes of %s are in the history, not %d", n, tenant, want)
+			}
+		}
+	}
 	if p.stop(t) != 0 {
 		t.Errorf("%s", p.out)
 	}
@@ -97,21 +110,6 @@ func TestForgottenTenantLeavesNoByteOnDisk(t *testing.T) {
 	}
 	if strings.Contains(p.out.String(), canary) {
 		t.Errorf("it is in the log:\n%s", p.out)
-	}
-}
-
-// TestForgettingSaysThatTheHistoryCannot: somebody believes that a tenant is gone, and the history has it all.
-func TestForgettingSaysThatTheHistoryCannot(t *testing.T) {
-	addr, admin := freePort(t), freePort(t)
-	serve(t, addr, t.TempDir(), "--admin-listen", admin, "--history", "forever")
-	if status, answer, _ := call(t, "PUT", "http://"+addr+"/v1/acme/rows/todos?key=1", `{}`, ""); status != 200 {
-		t.Fatalf("%d %s", status, answer)
-	}
-	if status, answer, _ := call(t, http.MethodDelete, "http://"+admin+"/v1/acme", "", ""); status != 409 || !strings.Contains(answer, "history") {
-		t.Errorf("%d %s", status, answer)
-	}
-	if status, answer, _ := call(t, "GET", "http://"+addr+"/v1/acme/rows/todos?key=1", "", ""); status != 200 {
-		t.Errorf("something was forgotten all the same: %d %s", status, answer)
 	}
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
@@ -45,17 +44,17 @@ func (k *keeper) damaged(ctx context.Context, err error) {
 	}
 }
 
-// forget forgets a tenant: what is in memory, then what the files hold. Who asked may
-// leave: it is seen through.
+// forget forgets a tenant: what is in memory, what the log's files hold, and what the history
+// does. Who asked may leave: it is seen through.
 func (k *keeper) forget(ctx context.Context, g hub.Grant, tenant string) (any, error) {
 	h := <-k.hub
 	k.hub <- h
-	if err := k.log.Purgeable(); errors.Is(err, broker.ErrHistory) {
-		return nil, &hub.Refusal{Code: "conflict", Detail: "nothing was forgotten: this server keeps a history (--history, or the directory history of one that did), " +
-			"which holds every change and can't forget some; stop it, remove that directory, start it without --history, and ask again"}
-	}
+	ctx = context.WithoutCancel(ctx)
 	began := time.Now()
-	gone, err := h.Forget(context.WithoutCancel(ctx), g, tenant, k.log.Purge)
+	gone, err := h.Forget(ctx, g, tenant, k.log.Purge)
+	if err == nil {
+		err = k.log.ForgetHistory(ctx, tenant, gone.Seq)
+	}
 	if err == nil {
 		k.logger.Info("a tenant was forgotten", "rows", gone.Rows, "took", time.Since(began).Round(time.Millisecond))
 	}

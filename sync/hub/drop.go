@@ -12,6 +12,8 @@ import (
 type Forgotten struct {
 	Rows  int64 `json:"rows"`
 	Bytes int64 `json:"bytes"` // of memory, about
+
+	Seq feed.Seq `json:"-"` // the last sequence of which nothing of it is left
 }
 
 // dropMark names the change that a tenant's end is in the log: it has a sequence of its own, so
@@ -25,9 +27,14 @@ const dropMark = "$dropped"
 // the tenant is gone, and Forget again finishes the job.
 //
 // Its sessions end with "evicted", and clients that come back with a cursor of before are
-// reset. Who writes to it makes it anew. What stays is that credentials were revoked, with
-// their subjects, until they would have expired: to forget that would let them in again. What was copied elsewhere
-// (backups, what was put aside as damaged) is not the hub's to forget.
+// reset; so may be those of a tenant that nobody has written to yet. Who writes to it makes it
+// anew. What stays is that credentials were revoked, with their subjects, until they would have
+// expired: to forget that would let them in again. A history that the log keeps is the caller's
+// to forget, up to Forgotten.Seq; what was copied elsewhere (backups, what was put aside as
+// damaged) is its operator's.
+//
+// Where the process ends between the two, the next Open tells the logger: memory does not show
+// that the files still hold something.
 func (h *Hub) Forget(ctx context.Context, g Grant, tenant string, rewrite func(ctx context.Context, save func(context.Context) error) error) (Forgotten, error) {
 	if err := h.administers(g, tenant); err != nil {
 		return Forgotten{}, err
@@ -39,10 +46,11 @@ func (h *Hub) Forget(ctx context.Context, g Grant, tenant string, rewrite func(c
 	var err error
 	werr := h.inWriter(ctx, func() {
 		if t := h.state.lookup(tenant); t != nil {
-			gone = Forgotten{t.count.Load(), t.bytes.Load()}
+			gone.Rows, gone.Bytes = t.count.Load(), t.bytes.Load()
 		}
 		x := h.newGroup()
 		x.add(&Request{Tenant: allTenants}, []feed.Record{{Op: feed.Noop, Collection: dropMark, Key: "-"}}, x.next)
+		gone.Seq = x.next
 		x.next++
 		x.drop = []string{tenant}
 		err = h.commit(x)

@@ -142,7 +142,7 @@ func TestOnlyAnAdministratorForgets(t *testing.T) {
 	if got := rows(t, h, "todos"); len(got) != 1 {
 		t.Errorf("%v", got)
 	}
-	if got := forget(t, h, "nobody"); got != (hub.Forgotten{}) {
+	if got := forget(t, h, "nobody"); got.Rows != 0 || got.Bytes != 0 {
 		t.Errorf("of a tenant that never was: %+v went", got)
 	}
 }

@@ -1,7 +1,11 @@
 package hub_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -50,4 +54,35 @@ func TestAFeedOfAForgottenTenantIsGivenNoCursorThatHidesIt(t *testing.T) {
 			t.Errorf("it came back from %s and was told %+v, %v: it still holds what was forgotten", seen, b, err)
 		}
 	})
+}
+
+// TestForgettingThatWasNotSeenThroughIsToldAtTheNextStart: whoever asked got no answer, and the
+// files still hold what is gone from memory.
+func TestForgettingThatWasNotSeenThroughIsToldAtTheNextStart(t *testing.T) {
+	log := feedtest.NewMemory()
+	restart := func(h *hub.Hub) (*hub.Hub, string) {
+		t.Helper()
+		if err := h.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var told bytes.Buffer
+		h = open(t, log, hub.Options{Logger: slog.New(slog.NewTextHandler(&told, nil))})
+		return h, told.String()
+	}
+	h := open(t, log, hub.Options{})
+	write(t, h, put("todos", "1", `{}`))
+	broken := errors.New("the disk fails")
+	if _, err := h.Forget(t.Context(), root, "acme", func(context.Context, func(context.Context) error) error { return broken }); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	h, told := restart(h)
+	if !strings.Contains(told, "forget it again") || strings.Contains(told, "acme") {
+		t.Errorf("it is told %q", told)
+	}
+	if gone := forget(t, h, "acme"); gone.Rows != 0 || gone.Seq != h.Stats().Head {
+		t.Errorf("%+v", gone)
+	}
+	if _, told := restart(h); strings.Contains(told, "forgot") {
+		t.Errorf("once it was seen through: %q", told)
+	}
 }

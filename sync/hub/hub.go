@@ -146,7 +146,7 @@ func (h *Hub) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	from, anchored := at, at == 0
+	from, anchored, unpurged := at, at == 0, 0
 	if at > 0 {
 		from-- // the checkpoint's own group is still there: the chain begins with it
 	}
@@ -167,11 +167,15 @@ func (h *Hub) load(ctx context.Context) error {
 		}
 		h.logBytes += int64(len(b))
 		s.replay(g, p, sum)
+		unpurged += len(g.Drop)
 		if fault.Bug("ids-forgotten") {
 			s.dropIDs()
 		}
 		return nil
 	})
+	if unpurged > 0 {
+		h.opts.Logger.Warn("a tenant was forgotten, and it was not seen through: the log's files may still hold it; forget it again", "tenants", unpurged)
+	}
 	if err == nil && !anchored {
 		err = &feed.Damage{At: at, What: "the group that the checkpoint was made after is missing"}
 	}
