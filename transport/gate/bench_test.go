@@ -1,6 +1,7 @@
 package gate_test
 
 import (
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -48,9 +49,13 @@ func BenchmarkTake(b *testing.B) {
 // BenchmarkAdmit is what each connection and each request for a feed pays, with the
 // reading that is due every 100 ms.
 func BenchmarkAdmit(b *testing.B) {
+	plenty := func() (used, limit int) { // else most are refused: they come faster than a reading
+		used, _ = gate.Files()
+		return used, math.MaxInt
+	}
 	for name, k := range map[string]gate.Kind{"connection": gate.Connection, "feed": gate.Feed} {
 		b.Run(name, func(b *testing.B) {
-			w, err := gate.NewWatch(gate.WatchOptions{})
+			w, err := gate.Readings(gate.WatchOptions{}, math.MaxInt64, plenty, gate.Measure)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -60,7 +65,7 @@ func BenchmarkAdmit(b *testing.B) {
 			}
 		})
 		b.Run(name+"/parallel", func(b *testing.B) {
-			w, err := gate.NewWatch(gate.WatchOptions{})
+			w, err := gate.Readings(gate.WatchOptions{}, math.MaxInt64, plenty, gate.Measure)
 			if err != nil {
 				b.Fatal(err)
 			}

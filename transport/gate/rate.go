@@ -18,7 +18,7 @@ type RateOptions struct {
 	AddressPerSecond int
 	AddressBurst     int
 
-	// Addresses is how many addresses are remembered at most. Default 65,536, about 6 MB.
+	// Addresses is how many addresses are remembered at most. Default 65,536, about 7 MB.
 	Addresses int
 }
 
