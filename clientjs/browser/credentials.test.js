@@ -156,3 +156,63 @@ test("a page of another origin neither reads nor writes by somebody's cookie, wh
     'what is there is what the app wrote',
   )
 })
+
+test('the client goes on over the end of its tokens, on every transport, and shows no gap', async (t) => {
+  const { server, token, sync, page } = await setup(t)
+  const writer = await token()
+  const put = (/** @type {number} */ n) =>
+    fetch(`${server.url}/v1/acme/rows/todos?key=${n}`, {
+      method: 'PUT',
+      headers: { Authorization: `Bearer ${writer}` },
+      body: JSON.stringify({ n }),
+    })
+  for (const transport of ['websocket', 'sse', 'poll']) {
+    const app = await page('app.example.test')
+    let given = 0
+    await app.exposeFunction('getToken', () => {
+      given++
+      return token('--ttl', '4s')
+    })
+    await app.evaluate(
+      async ({ sync, transport }) => {
+        const { createClient } = await import(`${sync}/client.js`)
+        const client = createClient({
+          url: sync,
+          tenant: 'acme',
+          transports: [transport],
+          tabs: false,
+          // @ts-expect-error: the test has put it there
+          getToken: window.getToken,
+        })
+        const todos = client.collection('todos')
+        /** @type {string[]} */
+        const seen = []
+        client.onStatus((/** @type {any} */ s) => seen.push(`${s.state} ${s.reason}`))
+        todos.subscribe(() => {})
+        Object.assign(window, { client, todos, seen })
+      },
+      { sync, transport },
+    )
+    const first = transport.length * 1000
+    let n = first
+    const end = Date.now() + 13_000
+    while (Date.now() < end) {
+      await put(n++)
+      await new Promise((resolve) => setTimeout(resolve, 200))
+    }
+    const have = () =>
+      app.evaluate((first) => {
+        // @ts-expect-error: the page has it
+        return [...window.todos.rows.keys()].map(Number).filter((key) => key >= first && key < first + 1000).length
+      }, first)
+    for (let tries = 0; tries < 50 && (await have()) < n - first; tries++)
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    assert.equal(await have(), n - first, `${transport}: all that was written shows`)
+    // @ts-expect-error: the page has it
+    const seen = await app.evaluate(() => window.seen)
+    t.diagnostic(`${transport}: ${given} tokens; ${seen.join(', ')}`)
+    assert.ok(given >= 3 && given < 20, `${transport}: ${given} tokens in 13 s of 4 s each`)
+    assert.ok(!seen.some((/** @type {string} */ s) => /^(offline|denied)/.test(s)), `${transport}: ${seen}`)
+    await app.close()
+  }
+})

@@ -1,11 +1,12 @@
 import { systemClock } from './clock.js'
 import { createCollection } from './collection.js'
-import { closed, known, problem, refusal, TidemarkError } from './errors.js'
+import { closed, known, problem, refusal, TidemarkError, unfit } from './errors.js'
 import { confirm, createFeed, fold } from './feed.js'
 import { createListeners } from './listeners.js'
 import { CAREFUL, due, initial, quiet, step } from './machine.js'
 import { minus } from './rows.js'
 import { openStream } from './stream.js'
+import { claims } from './token.js'
 import { openSocket } from './websocket.js'
 
 /** @typedef {import('./machine.js').Transport} Transport */
@@ -30,7 +31,7 @@ import { openSocket } from './websocket.js'
  * @property {number} [heartbeat] seconds, 3 to 30, 15 by default: how often a quiet feed says that it is there. After
  *   2.5 of them in silence the client connects anew
  * @property {() => string | undefined | Promise<string | undefined>} [getToken] gives the credential. Asked again when
- *   the server does not take it any more
+ *   the server does not take it any more, and some time before the end of a JWT
  * @property {string} [user] whose rows and tabs these are, where the credential does not say so: two users of one
  *   browser share nothing
  * @property {boolean} [tabs] one connection for all tabs of a browser that follow the same: true by default, where the
@@ -87,6 +88,7 @@ import { openSocket } from './websocket.js'
  * @property {Map<string, Member>} followed
  * @property {(name: string) => Member} member
  * @property {() => string | undefined | Promise<string | undefined>} bearer the credential
+ * @property {string} [subject] whose rows are shared or kept: nobody else's credential is used then
  * @property {(facts: Fact[], names: Set<string>) => void} apply takes what another tab has heard of these
  * @property {(lead: boolean) => void} lead whether this client connects itself
  * @property {() => Promise<void>} adopt
@@ -120,6 +122,8 @@ const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
 const STUCK = 3000
 /** One try, in ms. Then the answer counts as lost. */
 const TRY = 30e3
+/** A credential is not renewed before its end if that is nearer than so, in ms: the server says when it is over, too. */
+const SOON = 3000
 /** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
 const DEAF = 10e3
 
@@ -151,9 +155,11 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   const errorListeners = createListeners()
 
   /**
-   * What is connected: what it was asked for, as its feed says, and its ends once it has them. One that was dropped is
-   * here no more; it may still speak, but is not heard.
-   * @typedef {{transport: Transport, asked: Map<string, string>, connection?: Connection}} Link
+   * What is connected: what it was asked for, as its feed says, its ends once it has them, and the credential that it
+   * lives on, with the id of the frame that gave it. One that was dropped is here no more; it may still speak, but is
+   * not heard.
+   * @typedef {{transport: Transport, asked: Map<string, string>, connection?: Pick<Connection, 'close' | 'send'>,
+   *   bearing?: string, auth?: string}} Link
    * @type {{poll?: Link, stream?: Link}}
    */
   const links = {}
@@ -162,17 +168,46 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** The write that was sent over the WebSocket, and waits for its answer. */
   let sent = { id: '', answer: (/** @type {any} */ _) => {} }
   let requests = 0
-  /** The credential, once it was asked for. @type {string | undefined | Promise<string | undefined>} */
-  let credential
-  const bearer = () => {
-    credential ??= (async () => getToken?.())().catch((error) => {
-      credential = undefined
-      throw error
-    })
-    return credential
-  }
-  /** Whether the credential was renewed since the feed was live: once is enough. */
+  /** The credential; when it is over, and when the next one is due: as far as it says so itself, and it is taken. */
+  let bearing = /** @type {string | undefined} */ (undefined)
+  let ends = 0
+  let dueToken = Infinity
+  /** @type {Promise<string | undefined> | undefined} */
+  let asking
+  /** What the server said of the credential that there is: it is not tried again by itself. @type {TidemarkError | undefined} */
+  let verdict
+  /** Whether the credential was renewed since the feed brought anything: once is enough. */
   let renewed = false
+
+  const bearer = () => (clock.now() < ends ? bearing : ask())
+
+  /** Asks for the next credential. Until it comes the one that there is may be used. */
+  function ask() {
+    asking ??= (async () => {
+      dueToken = Infinity
+      const token = await getToken?.()
+      const { exp, iat = 0, sub = '' } = claims(token)
+      if (/[^!-~]/.test(`${token}`) || (host.subject ?? sub) !== sub) {
+        throw unfit('forbidden', 'getToken gave no token of this user')
+      }
+      const error = verdict
+      verdict = undefined
+      if (error && token === bearing) throw error
+      bearing = token
+      // It lives no longer than from its beginning, whatever our clock says. Where that says that it is over already,
+      // nothing is known.
+      const left = 1000 * Math.min(exp - clock.now() / 1000, exp - iat)
+      ends = left > 0 ? clock.now() + left : Infinity
+      return token
+    })().finally(() => {
+      asking = undefined
+      const left = ends - clock.now()
+      const pause = left - (1 + clock.random()) * Math.min(60e3, 1000 + left / 10)
+      if (pause > SOON) dueToken = clock.now() + pause
+    })
+    return asking
+  }
+
   /** Whether the network loses the query of a url, so that it goes as part of the path. */
   let bare = ''
   let leading = true
@@ -212,9 +247,15 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       if (kind === 'stream') sent.answer({})
       if (effect === kind) open(kind)
     }
-    if (timer) timer()
-    timer = due(state) < Infinity && clock.after(due(state) - clock.now(), () => act({ type: 'wake' }))
     subscribe()
+    const wake = () => act({ type: 'wake' })
+    const at = due(state)
+    if (timer) timer()
+    timer = false
+    if (at < Infinity) {
+      if (clock.now() >= dueToken) ask().then(wake, wake)
+      timer = clock.after(Math.min(at, dueToken) - clock.now(), wake)
+    }
     settle()
   }
 
@@ -330,9 +371,9 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     const response = await fetch(url, { cache: 'no-store', ...init, headers })
     const { ok, status } = response
     if (ok) return response
-    if (status === 401 && getToken && !again) {
-      credential = undefined
-      return request(url, init, true)
+    if (status === 401) {
+      if (token === bearing) ends = 0
+      if (getToken && !again) return request(url, init, true)
     }
     const retry = 1000 * /** @type {any} */ (response.headers.get('retry-after')) || 0
     throw problem(await response.json().catch(() => ({})), status, retry)
@@ -363,18 +404,22 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       const error = known(cause)
       const { code, status, said } = error
       let { retry } = error
-      if (said && getToken) {
-        credential = undefined
-        // It may have been the credential's end, and the next one may do.
-        if (!renewed) retry ??= 0
+      const anew = said && retry === null && getToken && !renewed
+      if (anew) {
+        // With another credential it is not unchanged.
         renewed = true
+        retry = 0
+        if (link.bearing === bearing) {
+          ends = 0
+          verdict = error
+        }
       }
       if (poll && !bare && status === 400) {
         // Perhaps the query was lost on the way.
         bare = '/'
         retry = 0
       }
-      act({ type: 'over', poll, reason: code, retry, said })
+      act({ type: 'over', poll, reason: code, retry, said, anew })
       if (state.phase === 'denied' || code === 'bad-frame') report(error)
     }
 
@@ -392,9 +437,13 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
           /** @type {Frame} */
           const frame = JSON.parse(text)
           const { type, id } = frame
-          if (feed.take(frame)) news++
+          if (feed.take(frame)) {
+            news++
+            renewed = false
+          }
           if (type === 'open') {
             heartbeat = frame.heartbeat ?? 0
+            link.bearing ??= bearing
             arrive(frame.network ?? '')
           }
           if (type === 'tick') ticked = true
@@ -411,17 +460,16 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
             live = false
           }
           if (type === 'end') {
-            throw new TidemarkError(`${frame.reason}`, 'the server ended the feed', {
-              retry: frame.retry ?? null,
-              said: true,
-            })
+            throw unfit(`${frame.reason}`, 'the server ended the feed', frame.retry)
           }
           if (id && id === sent.id) sent.answer(frame)
           else if (type === 'error') {
             // What can't be followed ends the feed, as it would on the other transports.
             const error = problem(frame)
             if ([...asked.values()].includes(`${id}`)) throw error
-            report(error)
+            if (!id || id !== link.auth) report(error)
+            // A server that can't tell now leaves it what it has.
+            else if (error.retry === null) throw Object.assign(error, { said: true })
           }
         }
       } catch (cause) {
@@ -440,7 +488,10 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       if (poll && state.limit) query.limit = state.limit
       if (lived) query._ = `${token}${++requests}`
       if (transport === 'websocket' && getToken) {
-        const answer = await request(`${base}tickets`, { method: 'POST' })
+        const abort = new AbortController()
+        link.connection = { close: () => abort.abort() }
+        const answer = await request(`${base}tickets`, { method: 'POST', signal: abort.signal })
+        link.bearing = bearing
         query.ticket = (await answer.json()).ticket
         if (!mine()) return
       }
@@ -452,11 +503,12 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
         search.append('c', cursor ? `${name}@${cursor}` : name)
       }
       const url = `${base}feed${bare || '?'}${search}`
-      link.connection =
+      const connection =
         transport === 'websocket'
           ? openSocket(WebSocket, url, () => mine() && subscribe(), receive)
           : openStream(request, url, !poll, receive)
-      const { done } = link.connection
+      link.connection = connection
+      const { done } = connection
       running.add(done)
       await done.finally(() => running.delete(done))
     } catch (cause) {
@@ -509,10 +561,14 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     act({ type: 'want', wanted: leading && followed.size > 0, changed, told: !!links.stream?.connection?.send })
   }
 
-  /** Brings what an open WebSocket carries in line with what is followed. */
+  /** Brings what an open WebSocket carries, and may, in line with what is followed, and with the credential. */
   function subscribe() {
     const link = links.stream
     if (!link?.connection?.send) return
+    if (bearing && link.bearing !== bearing) {
+      link.bearing = bearing
+      link.auth = send(link, 'auth', { token: bearing })
+    }
     const added = minus(followed, link.asked)
     if (!added.length) return
     const id = send(link, 'subscribe', { collections: added.map((name) => ({ name, cursor: find(name)?.ask() })) })
@@ -570,6 +626,8 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
             })
           ).json()
       if (Array.isArray(answer.results)) return answer
+      // By POST it gets the next credential.
+      if (socket && answer.status === 401) return transmit(body, false)
       throw problem(answer)
     } finally {
       for (const undo of timers) undo()

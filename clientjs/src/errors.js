@@ -47,9 +47,9 @@ export const refusal = (body) =>
  * says in a server's place.
  * @param {any} body
  * @param {number} [status] 0: there was no answer
- * @param {number} [retry] ms
+ * @param {number} [retry] ms, as an error frame says it itself
  */
-export function problem(body, status = body.status ?? 0, retry = 0) {
+export function problem(body, status = body.status ?? 0, retry = body.retry ?? 0) {
   const culprit = refusal(body)
   const { seq, value } = culprit ?? body
   // Of the 4xx only these may go away by themselves; all else is somebody's bad day.
@@ -74,5 +74,15 @@ export const known = (cause, code = 'unavailable') =>
  * @param {string} detail
  */
 export const badFrame = (detail) => known(detail, 'bad-frame')
+
+/**
+ * What the feed ends with for good, unless something changes or there is a time to come back.
+ * @param {string} code
+ * @param {string} detail
+ * @param {number | null} [retry] ms
+ * @param {number} [status]
+ */
+export const unfit = (code, detail, retry = null, status = 0) =>
+  new TidemarkError(code, detail, { status, retry, said: true })
 
 export const closed = () => new TidemarkError('closed', 'the client was closed')

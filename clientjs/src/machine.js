@@ -73,7 +73,7 @@
  *   `news`: how much they brought, -Infinity with a reset; `tick`: it has passed the test of time, and carries all.
  * - `answered`: the answer came to its end. `last`: a poll's should be `live` or `next`, else it was cut off.
  * - `over`: the connection is. `retry`: how long the server asks to be left alone; null: not to come back unchanged;
- *   `said`: these are its own words, not a proxy's.
+ *   `said`: these are its own words, not a proxy's; `anew`: there is another credential to go on with.
  * - `look`: the page is back, or the network. `anew`: connections are dead, whatever they say.
  * - `hide`: the page, or the network, is gone.
  * - `stuck`: a write has no answer for long, perhaps because the feed has the only connection that there is.
@@ -85,7 +85,7 @@
  *   | {type: 'network', net?: Network}
  *   | {type: 'heard', poll: boolean, heartbeat: number, live: boolean, news: number, tick: boolean}
  *   | {type: 'answered', poll: boolean, last: string}
- *   | {type: 'over', poll: boolean, reason: string, retry: number | null, said?: boolean}
+ *   | {type: 'over', poll: boolean, reason: string, retry: number | null, said?: boolean, anew?: unknown}
  *   | {type: 'look', anew: boolean}
  *   | {type: 'hide', reason: string}
  *   | {type: 'stuck'}
@@ -109,7 +109,7 @@ const DEATHS = 3
 export const CAREFUL = 4
 /** Live for so long and all is well again. */
 const STEADY = 5000
-/** An answer with nothing new that comes sooner was not held: asking again at once would make a hot loop. */
+/** An answer with nothing new that comes sooner, or a stream that ends sooner: to ask again at once would make a hot loop. */
 const QUICK = 1000
 /** Where no stream gets through they are tried again after 1, 5 and then every so many minutes. */
 const LONGEST = 15
@@ -286,10 +286,10 @@ export function step(state, event, whole, now, random) {
     next.dueBack = back
   }
 
-  const connect = () => {
-    rest('offline', 'idle')
-    if (!next.wanted) return
-    to('connecting')
+  /** @param {Phase} [phase] */
+  const connect = (phase = 'connecting') => {
+    if (!next.wanted) return rest('offline', 'idle')
+    rest(phase, '')
     const { good } = next.net
     // What is known to work resumes at once. A poll is beside it soon if it does not.
     if (good && whole && !next.deaths && next.order.includes(good) && !isBad(good)) {
@@ -342,8 +342,11 @@ export function step(state, event, whole, now, random) {
     })
   }
 
-  /** @param {string} reason */
-  const streamLost = (reason) => {
+  /**
+   * @param {string} reason
+   * @param {any} [retry] ms
+   */
+  const streamLost = (reason, retry) => {
     const stream = /** @type {Stream} */ (state.stream)
     next.why = `${stream}: ${reason}`
     if (proven || fixed) {
@@ -355,7 +358,7 @@ export function step(state, event, whole, now, random) {
         bad(stream)
         next.deaths = 0
       }
-      return lose(reason)
+      return lose(reason, retry)
     }
     dropStream()
     // A poll carries from here on, and says whether the server is there at all. If so, this way is no way; but one that
@@ -467,7 +470,10 @@ export function step(state, event, whole, now, random) {
     else if (event.news < 0 || phase === 'connecting') to('catching-up')
   } else if (type === 'over') {
     const { reason, retry, said } = event
-    if (!event.poll && !said && (!fixed || retry !== null)) streamLost(reason)
+    if (event.anew && (event.poll || now - state.opened >= QUICK)) {
+      // What is shown is no older for it. A stream that ends so soon after it began is a loss like any other.
+      connect(phase)
+    } else if (!event.poll && !said && (!fixed || retry !== null)) streamLost(reason, retry)
     else if (retry === null) {
       // Half of it for sure: a crowd of refused clients is a crowd too.
       rest('denied', reason, now + (0.5 + random / 2) * 5 * MINUTE)

@@ -1,3 +1,5 @@
+import { claims } from './token.js'
+
 /**
  * Resolves with what tells apart those who must not share.
  * @param {import('./client.js').Host} host
@@ -6,7 +8,9 @@ export async function scope(host) {
   const { base, options, clock, bearer } = host
   for (;;) {
     try {
-      return JSON.stringify([`${base}`, options.user ?? '', who(await bearer())])
+      const token = await bearer()
+      host.subject = claims(token).sub ?? ''
+      return JSON.stringify([`${base}`, options.user ?? '', who(token)])
     } catch (error) {
       // Without a network there may be no credential yet.
       if (host.status.reason === 'closed') throw error
@@ -18,15 +22,10 @@ export async function scope(host) {
 /**
  * Who a token is for, and what it allows, as far as it says so: tabs with tokens that allow different things share
  * nothing. What changes with each token does not count.
- * @param {string} [token] a JWT; anything else says nothing
+ * @param {string} [token]
  */
 function who(token) {
-  try {
-    const { exp, iat, nbf, jti, ...claims } = JSON.parse(
-      atob(`${token}`.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')),
-    )
-    return JSON.stringify(claims)
-  } catch {
-    return ''
-  }
+  const said = claims(token)
+  const { exp, iat, nbf, jti, ...rest } = said
+  return said && JSON.stringify(rest)
 }

@@ -1,7 +1,10 @@
-import { problem } from './errors.js'
+import { problem, unfit } from './errors.js'
 
 /** @typedef {import('./stream.js').Connection} Connection */
 /** @typedef {{onopen: any, onmessage: any, onclose: any, onerror: any, readyState: number, send: (text: string) => void, close: () => void}} Socket */
+
+/** What is said of us, not of the connection: the next one would be no better. @type {Record<number, string>} */
+const REFUSALS = { 4401: 'unauthenticated', 4403: 'forbidden' }
 
 /**
  * One WebSocket. A message holds frames, a line each.
@@ -22,9 +25,11 @@ export function openSocket(WebSocket, url, onOpen, onLines) {
   socket.onopen = onOpen
   // A binary message, which no server sends, is none of our lines.
   socket.onmessage = (/** @type {{data: unknown}} */ { data }) => onLines(`${data}`.split('\n'))
-  socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) =>
-    // 4400, 4401 and 4403 mean what 400, 401 and 403 do in HTTP; after all others the next one may live.
-    end(problem({ detail: reason || `WebSocket closed: ${code}` }, code >= 4400 && code < 4404 ? code - 4000 : 0))
+  socket.onclose = (/** @type {{code: number, reason: string}} */ { code, reason }) => {
+    const detail = reason || `WebSocket closed: ${code}`
+    const refusal = REFUSALS[code]
+    end(refusal ? unfit(refusal, detail, null, code - 4000) : problem({ detail }, code === 4400 ? 400 : 0))
+  }
   // An error says nothing that the close after it does not; unheard, some implementations throw it.
   socket.onerror = () => {}
   return {

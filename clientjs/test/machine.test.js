@@ -111,6 +111,8 @@ const EVENTS = {
   'stream lost': { type: 'over', poll: false, reason: 'unavailable', retry: 0 },
   'stream refused': { type: 'over', poll: false, reason: 'forbidden', retry: null },
   'stream said: drained': { type: 'over', poll: false, reason: 'draining', retry: 2000, said: true },
+  'poll said: expired': { type: 'over', poll: true, reason: 'expired', retry: 0, said: true, anew: true },
+  'stream said: expired': { type: 'over', poll: false, reason: 'expired', retry: 0, said: true, anew: true },
   'stream said: revoked': { type: 'over', poll: false, reason: 'revoked', retry: null, said: true },
   look: { type: 'look', anew: false },
   'look anew': { type: 'look', anew: true },
@@ -160,6 +162,7 @@ const NO_POLL = /** @type {const} */ ({
   'poll lost': '=',
   'poll asked for peace': '=',
   'poll refused': '=',
+  'poll said: expired': '=',
 })
 const NO_STREAM = /** @type {const} */ ({
   'stream heard open': '=',
@@ -170,6 +173,7 @@ const NO_STREAM = /** @type {const} */ ({
   'stream lost': '=',
   'stream refused': '=',
   'stream said: drained': '=',
+  'stream said: expired': '=',
   'stream said: revoked': '=',
 })
 
@@ -246,6 +250,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 2000',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '=',
     'look anew': '[no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -271,6 +276,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 2000',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '=',
     'look anew': '[no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -294,6 +300,7 @@ const TABLE = {
     'stream lost': '[no stream, poll 0] poll in 10000 deaths 1',
     'stream refused': '[no stream, poll 0] poll in 10000 deaths 1',
     'stream said: drained': 'offline (draining) [no stream] back in 4000',
+    'stream said: expired': 'offline (expired) [no stream] back in 2000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
     'look anew': '[no stream, websocket] stream in 3000 carry in 400',
@@ -320,6 +327,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '=',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -345,6 +353,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 2000',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -368,6 +377,7 @@ const TABLE = {
     'stream lost': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
     'stream refused': '[no stream, sse, poll 25] stream in 3000 poll in 35000',
     'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: expired': 'offline (expired) [no stream] back in 250',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -393,6 +403,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no stream, no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
+    'poll said: expired': '[no stream, no poll, poll 0] poll in 10000',
     'stream heard open': '=',
     'stream heard tick': '[no poll] stream in 37500 proven websocket is good',
     'stream heard a reset': 'catching-up [no poll]',
@@ -401,6 +412,7 @@ const TABLE = {
     'stream lost': '[no stream, sse] stream in 3000',
     'stream refused': '[no stream, sse] stream in 3000',
     'stream said: drained': 'offline (draining) [no stream, no poll] back in 2250',
+    'stream said: expired': 'offline (expired) [no stream, no poll] back in 250',
     'stream said: revoked': 'denied (revoked) [no stream, no poll] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
@@ -426,6 +438,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no stream, no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no stream, no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no stream, no poll] back in 225000',
+    'poll said: expired': '[no stream, no poll, poll 0] poll in 10000',
     'stream heard open': '=',
     'stream heard tick': '[no poll] stream in 37500 proven websocket is good',
     'stream heard a reset': 'catching-up [no poll]',
@@ -434,6 +447,7 @@ const TABLE = {
     'stream lost': '[no stream, sse] stream in 3000',
     'stream refused': '[no stream, sse] stream in 3000',
     'stream said: drained': 'offline (draining) [no stream, no poll] back in 2250',
+    'stream said: expired': 'offline (expired) [no stream, no poll] back in 250',
     'stream said: revoked': 'denied (revoked) [no stream, no poll] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, no poll, poll 0] poll in 10000',
@@ -460,6 +474,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -485,6 +500,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -510,6 +526,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 2000',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 9000',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '[websocket] stream in 3000',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -533,6 +550,7 @@ const TABLE = {
     'stream lost': 'offline (unavailable) [no stream] back in 250',
     'stream refused': 'offline (forbidden) [no stream] back in 250',
     'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: expired': '[no stream, poll 0] poll in 10000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -557,6 +575,7 @@ const TABLE = {
     'stream lost': 'offline (unavailable) [no stream] back in 250',
     'stream refused': 'offline (forbidden) [no stream] back in 250',
     'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: expired': '[no stream, poll 0] poll in 10000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: 'connecting [no stream, poll 0] poll in 10000',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -581,6 +600,7 @@ const TABLE = {
     'stream lost': 'offline (unavailable) [no stream] back in 2000 deaths 0 websocket is bad',
     'stream refused': 'offline (forbidden) [no stream] back in 2000 deaths 0 websocket is bad',
     'stream said: drained': 'offline (draining) [no stream] back in 4000 deaths 0',
+    'stream said: expired': 'offline (expired) [no stream] back in 2000 deaths 0',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -607,6 +627,7 @@ const TABLE = {
     'poll lost': 'offline (unavailable) [no poll] back in 250',
     'poll asked for peace': 'offline (unavailable) [no poll] back in 7250',
     'poll refused': 'denied (forbidden) [no poll] back in 225000',
+    'poll said: expired': '[no poll, poll 0] poll in 10000',
     look: '=',
     'look anew': 'connecting [no poll, poll 0] poll in 10000',
     hide: 'offline (hidden) [no poll] back in 30000',
@@ -630,6 +651,7 @@ const TABLE = {
     'stream lost': 'offline (unavailable) [no stream] back in 250',
     'stream refused': 'denied (forbidden) [no stream] back in 225000',
     'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: expired': '[no stream, poll 0] poll in 10000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: '=',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -654,6 +676,7 @@ const TABLE = {
     'stream lost': 'offline (unavailable) [no stream] back in 250',
     'stream refused': 'offline (forbidden) [no stream] back in 250',
     'stream said: drained': 'offline (draining) [no stream] back in 2250',
+    'stream said: expired': '[no stream, poll 0] poll in 10000',
     'stream said: revoked': 'denied (revoked) [no stream] back in 225000',
     look: 'connecting [no stream, poll 0] poll in 10000',
     'look anew': 'connecting [no stream, poll 0] poll in 10000',
@@ -752,6 +775,26 @@ test('a page is live by a poll before any stream is tried, and the first proven 
   m.play(EVENTS['stream heard open'])
   assert.deepEqual(m.play(EVENTS['stream heard tick'], 300), ['no poll'])
   assert.equal(m.state.net.good, 'websocket')
+})
+
+test('a feed that has another credential goes on at once, as live as it was, on the way that it had', () => {
+  /** @param {keyof typeof STATES} name @param {keyof typeof EVENTS} event */
+  const after = (name, event) => describe(STATES[name], step(STATES[name], EVENTS[event], true, NOW, HALF))
+  assert.equal(after('live, proven', 'stream said: expired'), '[no stream, poll 0] poll in 10000')
+  assert.equal(after('fixed, live', 'stream said: expired'), '[no stream, poll 0] poll in 10000')
+  assert.equal(after('live, poll at once', 'poll said: expired'), '[no poll, poll 0] poll in 10000')
+  assert.equal(after('catching-up, poll with news', 'poll said: expired'), '[no poll, poll 0] poll in 10000')
+  // One that ends as soon as it began is lost.
+  assert.match(after('live, probe alone', 'stream said: expired'), /^offline \(expired\) \[no stream\] back in/)
+  assert.match(after('live, died young twice', 'stream said: expired'), /^offline \(expired\) \[no stream\] back in/)
+
+  const m = machine()
+  catchUp(m)
+  m.play(EVENTS['stream heard tick'], 300)
+  m.play(EVENTS['stream heard live'], 6000)
+  assert.deepEqual(m.play(EVENTS['stream said: expired']), ['no stream', 'stream'], 'what is known to work')
+  assert.equal(m.state.phase, 'live')
+  assert.deepEqual(m.wake(), ['poll'], 'and a poll beside it if it does not')
 })
 
 test('on a network that lets no stream through, polls carry from 400 ms on, and streams are tried again ever more rarely', () => {

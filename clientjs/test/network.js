@@ -126,8 +126,10 @@ export class Server {
   secure = false
   oldest = 0
   issued = 0
-  /** @type {Set<string>} */
-  #tickets = new Set()
+  /** How long those live that it issues, in ms; none says so if they live for ever. */
+  life = Infinity
+  /** Which token a ticket stands for. @type {Map<string, string>} */
+  #tickets = new Map()
   /** What it calls the place where the page is. */
   place = 'home'
 
@@ -252,9 +254,29 @@ export class Server {
     return { cursor: this.cursor, results }
   }
 
-  /** Whether a credential counts. @param {string | null | undefined} token */
-  #knows(token) {
-    return !this.secure || Number(token?.match(/\d+/)?.[0] ?? -1) >= this.oldest
+  /** A new token. */
+  issue() {
+    const n = ++this.issued
+    if (this.life === Infinity) return `t.${n}`
+    const claims = { n, sub: 'ann', iat: this.time.now / 1000, exp: (this.time.now + this.life) / 1000 }
+    return `t.${Buffer.from(JSON.stringify(claims)).toString('base64url')}.signature`
+  }
+
+  /** What it makes of a credential: when it ends, and why it does not count, if so. @param {string} token */
+  judge(token) {
+    const [, rest, signature] = token.split('.')
+    const { n, exp = Infinity } = signature
+      ? JSON.parse(`${Buffer.from(rest, 'base64url')}`)
+      : { n: Number(rest ?? 'none') }
+    const end = 1000 * exp
+    if (!this.secure) return { end: Infinity, why: '' }
+    return { end, why: !(n >= this.oldest) ? 'revoked' : end <= this.time.now ? 'expired' : '' }
+  }
+
+  /** All tokens that there are are taken back. Feeds learn of it at their next heartbeat. */
+  revoke() {
+    this.oldest = this.issued + 1
+    for (const session of [...this.sessions]) this.time.after(5000 * this.random(), () => session.check())
   }
 
   /**
@@ -268,10 +290,11 @@ export class Server {
       out.end()
     }
     if (this.refusal) return answer(this.refusal.status, {}, this.refusal.retry)
-    if (!this.#knows(headers.get('authorization'))) return answer(401, { code: 'unauthenticated' })
+    const token = headers.get('authorization')?.replace('Bearer ', '') ?? ''
+    if (this.judge(token).why) return answer(401, { code: 'unauthenticated' })
     if (url.pathname.endsWith('/tickets')) {
       const ticket = `ticket${this.#tickets.size}-${this.time.now}`
-      this.#tickets.add(ticket)
+      this.#tickets.set(ticket, token)
       return answer(200, { ticket })
     }
     if (method === 'POST') {
@@ -289,7 +312,7 @@ export class Server {
     const [before, after] = sse ? ['data: ', '\n\n'] : ['', '\n']
     const send = (/** @type {any[]} */ frames) =>
       out.text(frames.map((frame) => `${before}${JSON.stringify(frame)}${after}`).join(''))
-    out.onGone = new Session(this, query, sse ? 'sse' : 'poll', send, () => out.end()).gone
+    out.onGone = new Session(this, query, sse ? 'sse' : 'poll', token, send, () => out.end()).gone
   }
 
   /**
@@ -299,13 +322,23 @@ export class Server {
   socket({ search, pathname }, out) {
     const query = new URLSearchParams(search || pathname.split('/feed/')[1])
     const ticket = `${query.get('ticket')}`
-    if (this.refusal || (this.secure && !this.#tickets.delete(ticket))) return out.close(1006)
+    const token = this.#tickets.get(ticket) ?? ''
+    this.#tickets.delete(ticket)
+    if (this.refusal || this.judge(token).why) return out.close(1006)
     out.open()
-    const session = new Session(this, query, 'websocket', out.frames, () => out.close(1012))
+    const session = new Session(this, query, 'websocket', token, out.frames, (code) => out.close(code))
     out.onGone = session.gone
     out.onMessage = (text) => {
       const { type, id, ...body } = JSON.parse(text)
-      if (type === 'subscribe') {
+      if (type === 'auth') {
+        if (this.judge(body.token).why) out.frames([{ type: 'error', id, status: 401, code: 'unauthenticated' }])
+        else {
+          session.bear(body.token)
+          out.frames([{ type: 'done', id }])
+        }
+      } else if (this.judge(session.token).why) {
+        out.frames([{ type: 'error', id, status: 401, code: 'unauthenticated' }])
+      } else if (type === 'subscribe') {
         session.follow(body.collections.map((/** @type {any} */ { name, cursor }) => [name, cursor]))
         session.look([{ type: 'done', id }])
       } else if (type === 'write') {
@@ -349,10 +382,11 @@ class Session {
    * @param {Server} server
    * @param {URLSearchParams} query
    * @param {'websocket' | 'sse' | 'poll'} transport
+   * @param {string} token that it lives on
    * @param {(frames: any[]) => void} send
-   * @param {() => void} close
+   * @param {(code: number) => void} close
    */
-  constructor(server, query, transport, send, close) {
+  constructor(server, query, transport, token, send, close) {
     this.server = server
     this.poll = transport === 'poll'
     this.limit = Math.min(server.batch, this.poll ? Number(query.get('limit') ?? 1000) : 1000)
@@ -360,6 +394,8 @@ class Session {
     this.send = send
     this.close = close
     server.sessions.add(this)
+    this.token = token
+    this.bear(token)
     this.follow(query.getAll('c').map((c) => /** @type {[string, string]} */ (c.split('@'))))
     const { epoch, time, place } = server
     /** @type {any[]} */
@@ -437,7 +473,7 @@ class Session {
     this.opening = undefined
     if (this.poll) {
       this.gone()
-      this.close()
+      this.close(1000)
       return
     }
     this.#beat?.()
@@ -457,7 +493,21 @@ class Session {
   end(reason, retry) {
     this.send([...(this.opening ?? []), { type: 'end', reason, retry }])
     this.gone()
-    this.close()
+    this.close(/expired|revoked/.test(reason) ? 4401 : 1012)
+  }
+
+  /** It lives as long as this one. @param {string} token */
+  bear(token) {
+    const { time } = this.server
+    this.token = token
+    const { end } = this.server.judge(token)
+    if (end < Infinity) time.after(end - time.now + 5000 * this.server.random(), () => this.check())
+  }
+
+  /** Looks whether its credential counts. */
+  check() {
+    const { why } = this.server.judge(this.token)
+    if (why && this.server.sessions.has(this)) this.end(why)
   }
 
   /** Nobody listens any more. */
@@ -621,9 +671,14 @@ export class Network {
     this.held.delete(what)
   }
 
+  /** @param {Network['made']} list */
+  note(list) {
+    list.push({ at: this.time.now, reasons: this.told + 5 * this.done + this.lasted })
+  }
+
   /** @param {object} what @param {string} kind */
   hold(what, kind) {
-    this.made.push({ at: this.time.now, reasons: this.told + 5 * this.done + this.lasted })
+    this.note(this.made)
     if (kind) this.held.set(what, { kind, since: this.time.now })
   }
 

@@ -38,11 +38,24 @@ class World {
   /** Until when it can't know better than it says. */
   excused = 0
 
-  /** @param {{seed?: number, secure?: boolean, transport?: Transport | 'auto'}} [options] */
-  constructor({ seed = 1, secure = false, transport = 'auto' } = {}) {
+  /** How whoever gives tokens is: '' gives a new one each time. @type {'' | 'cached' | 'stale' | 'slow' | 'fails'} */
+  issuer = ''
+  /** When it was asked for one, as the network notes it. @type {Network['made']} */
+  asked = []
+  #token = ''
+  /** How many are on their way. */
+  #late = 0
+
+  /**
+   * secure: what the server wants tokens for. life: of one, in ms. skew: by how much the page's clock is ahead, in ms.
+   * @param {{seed?: number, secure?: boolean, life?: number, skew?: number, transport?: Transport | 'auto'}} [options]
+   */
+  constructor({ seed = 1, secure = false, life = Infinity, skew = 0, transport = 'auto' } = {}) {
     this.random = chance(seed)
     this.server = new Server(this.time, this.random)
     this.server.secure = secure
+    this.server.life = life
+    this.skew = skew
     this.net = new Network(this.time, this.server, this.random)
     this.transport = transport
     /** @type {Map<string, string>} */
@@ -72,17 +85,39 @@ class World {
       fetch: net.fetch,
       WebSocket: net.WebSocket,
       clock: {
-        now: () => time.now - time.lag,
-        wall: () => time.now,
+        now: () => time.now - time.lag + this.skew,
+        wall: () => time.now + this.skew,
         random: this.random,
         after: (ms, fn) => time.after(ms, fn, true),
       },
-      ...(server.secure && { getToken: () => `t.${++server.issued}` }),
+      ...(server.secure && { getToken: () => this.token() }),
     })
     this.client.onError((error) => {
       if (error.code === 'bad-frame') this.faults.push(error)
     })
     return this.client
+  }
+
+  /** @returns {string | Promise<string>} */
+  token() {
+    const { issuer, net, server, time } = this
+    net.note(this.asked)
+    if (issuer === 'fails') throw new TypeError('network error')
+    const { end, why } = server.judge(this.#token)
+    const kept = issuer === 'stale' || (issuer === 'cached' && !why && end - time.now > 5 * SECOND)
+    if (kept && this.#token) return this.#token
+    const issue = () => {
+      this.#token = server.issue()
+      return this.#token
+    }
+    if (issuer !== 'slow') return issue()
+    this.#late++
+    return new Promise((resolve) => {
+      time.after(20 * SECOND * this.random(), () => {
+        this.#late--
+        resolve(issue())
+      })
+    })
   }
 
   /** @param {string} name */
@@ -177,6 +212,7 @@ class World {
     const { net, time } = this
     assert.equal(client.status.reason, 'closed')
     assert.deepEqual([...net.held.values()], [], 'a closed client holds nothing')
+    while (this.#late) await time.run(SECOND)
     await closing
     for (const [id, { outcome }] of this.writes) assert.ok(outcome, `${id} was left without an answer`)
     await time.run(20)
@@ -198,6 +234,7 @@ class World {
       for (const name of this.followed.keys()) assert.ok(client.collection(name).ready, `live without ${name}`)
     }
     assert.ok(net.made.length < 20_000, 'a storm')
+    assert.ok(this.asked.length < 20_000, 'a storm of tokens')
   }
 
   get pending() {
@@ -242,6 +279,7 @@ class World {
     this.server.refusal = undefined
     this.server.lost = 0
     this.server.batch = 1000
+    this.issuer = ''
     this.net.become({})
   }
 
@@ -282,14 +320,18 @@ class World {
     }
   }
 
-  /** Within any minute there are no more requests than what was done and told in it gives reason for. */
+  /** Within any minute there are no more requests, nor tokens, than what was done and told in it gives reason for. */
   modest() {
-    const { made } = this.net
-    for (let first = 0, last = 0; last < made.length; last++) {
-      while (made[first].at <= made[last].at - MINUTE) first++
-      const bound = BASE + made[last].reasons - made[Math.max(0, first - 1)].reasons
-      const count = last - first + 1
-      assert.ok(count <= bound, `${count} requests, not ${bound}`)
+    for (const [what, made, base] of /** @type {const} */ ([
+      ['requests', this.net.made, BASE],
+      ['tokens', this.asked, TOKENS],
+    ])) {
+      for (let first = 0, last = 0; last < made.length; last++) {
+        while (made[first].at <= made[last].at - MINUTE) first++
+        const bound = base + made[last].reasons - made[Math.max(0, first - 1)].reasons
+        const count = last - first + 1
+        assert.ok(count <= bound, `${count} ${what}, not ${bound}`)
+      }
     }
   }
 }
@@ -306,6 +348,8 @@ const SILENCE = 46 * SECOND
  * carries the feed beside them), and full jitter from half a second on makes less than twenty tries in the first minute.
  */
 const BASE = 5 * 20
+/** A try costs two tokens at most, where the first one is not taken; and each that lives for 10 s costs some more. */
+const TOKENS = 2 * 20 + 10
 /** And on average: at 30 s full jitter makes four tries a minute, and six with bad luck and the beginning. */
 const STEADY = 4 * 6
 
@@ -396,6 +440,14 @@ const STEPS = {
       world.server.end(reason, retry)
     },
   ],
+  revoke: [1, fc.constant(0), (world) => world.server.revoke()],
+  issuer: [
+    2,
+    fc.constantFrom('', '', 'cached', 'stale', 'slow', 'fails'),
+    (world, issuer) => {
+      world.issuer = issuer
+    },
+  ],
   restore: [1, fc.nat(6), (world, count) => world.server.restore(count)],
   forget: [1, fc.constant(0), (world) => world.server.forget()],
   lose: [2, fc.integer({ min: 1, max: 3 }), (world, lost) => Object.assign(world.server, { lost })],
@@ -412,6 +464,14 @@ const step = fc.oneof(
 
 const schedule = fc.array(step, { maxLength: 60, size: 'max' })
 
+/** What a world is like from its beginning. */
+const worlds = {
+  seed: fc.integer(),
+  secure: fc.boolean(),
+  life: fc.constantFrom(Infinity, 10 * SECOND, MINUTE, 10 * MINUTE, 60 * MINUTE),
+  skew: fc.constantFrom(0, 0, 0, -30 * SECOND, 30 * SECOND, -2 * 60 * MINUTE, 2 * 60 * MINUTE),
+}
+
 /** @param {World} world @param {{do: string, value: any, wait: number}[]} steps */
 async function play(world, steps) {
   for (const { do: does, value, wait } of steps) {
@@ -422,11 +482,8 @@ async function play(world, steps) {
 }
 
 test('whatever happens, a page is in step again soon after all is well, and was honest and modest all the time', async () => {
-  const options = fc.record({
-    seed: fc.integer(),
-    secure: fc.boolean(),
-    transport: fc.constantFrom('auto', 'auto', 'auto', 'websocket', 'sse', 'poll'),
-  })
+  const transport = fc.constantFrom('auto', 'auto', 'auto', 'websocket', 'sse', 'poll')
+  const options = fc.record({ ...worlds, transport })
   await fc.assert(
     fc.asyncProperty(options, fc.constantFrom(0, 5, 100), schedule, async (options, jitter, steps) => {
       const world = new World(/** @type {any} */ (options))
@@ -450,27 +507,33 @@ test('whatever happens, a page is in step again soon after all is well, and was 
 })
 
 test('whatever a network stays like, and whatever the server says, a page leaves them in peace', async () => {
-  const options = fc.record({
-    seed: fc.integer(),
-    secure: fc.boolean(),
-    transport: fc.constantFrom('auto', 'auto', 'websocket', 'sse', 'poll'),
-  })
+  const options = fc.record({ ...worlds, transport: fc.constantFrom('auto', 'auto', 'websocket', 'sse', 'poll') })
+  const issuers = fc.constantFrom('', '', 'cached', 'stale', 'slow', 'fails')
   const refusals = fc.constantFrom(undefined, undefined, { status: 503 }, { status: 403 })
   await fc.assert(
-    fc.asyncProperty(options, conditions, refusals, fc.boolean(), async (options, conditions, refusal, early) => {
-      const world = new World(/** @type {any} */ (options))
-      for (const name of NAMES) {
-        world.others(name, KEYS, false)
-        world.follow(name)
-      }
-      if (!early) await world.time.run(SECOND)
-      world.net.become(conditions)
-      world.server.refusal = refusal
-      await world.time.run(30 * MINUTE)
-      world.modest()
-      const { length } = world.net.made
-      assert.ok(length < 30 * STEADY + world.net.lasted, `${length} requests, of which ${world.net.lasted} lasted`)
-    }),
+    fc.asyncProperty(
+      options,
+      conditions,
+      refusals,
+      issuers,
+      fc.boolean(),
+      async (options, conditions, refusal, issuer, early) => {
+        const world = new World(/** @type {any} */ (options))
+        for (const name of NAMES) {
+          world.others(name, KEYS, false)
+          world.follow(name)
+        }
+        if (!early) await world.time.run(SECOND)
+        world.net.become(conditions)
+        world.server.refusal = refusal
+        world.issuer = /** @type {any} */ (issuer)
+        await world.time.run(30 * MINUTE)
+        world.modest()
+        const { length } = world.net.made
+        assert.ok(length < 30 * STEADY + world.net.lasted, `${length} requests, of which ${world.net.lasted} lasted`)
+        assert.ok(world.asked.length < 30 * 20, `${world.asked.length} tokens`)
+      },
+    ),
     { numRuns: 60 * RUNS, includeErrorInReport: true },
   )
 })
