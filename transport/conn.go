@@ -26,10 +26,21 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if tcp, ok := c.(*net.TCPConn); ok {
+	if tcp, ok := socketOf(c).(*net.TCPConn); ok {
 		tune(tcp, l.patience)
 	}
 	return &conn{c, l.patience}, nil
+}
+
+// socketOf is the connection within, if somebody has wrapped it.
+func socketOf(c net.Conn) net.Conn {
+	for {
+		within, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = within.NetConn()
+	}
 }
 
 // conn gives each write time for as long as it gets on.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tidemark-sync/tidemark/transport"
+	"github.com/tidemark-sync/tidemark/transport/gate"
 )
 
 // pair is a connection over loopback: the server's end through a listener of ours, and
@@ -25,7 +26,11 @@ func pair(t *testing.T, patience time.Duration) (server, client net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err = transport.ListenFor(l, patience).Accept()
+	bounded, err := gate.Listen(l, gate.ListenOptions{}) // as the program does it
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err = transport.ListenFor(bounded, patience).Accept()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -287,19 +287,32 @@ func (s *Server) stranger(r *http.Request, client netip.Addr) error {
 	if err := s.opts.Gate.Watch.Admit(gate.Feed); err != nil {
 		return err
 	}
-	if s.opts.Gate.Rate == nil || resumes(r) {
+	if s.opts.Gate.Rate == nil || s.resumes(r) {
 		return nil
 	}
 	return s.opts.Gate.Rate.Take(client)
 }
 
-// resumes tells whether a request is a poll with a cursor.
-func resumes(r *http.Request) bool {
-	if hasToken(r.Header["Upgrade"], "websocket") || acceptsEvents(r.Header["Accept"]) {
+// resumes tells whether a request is a poll with a cursor of this log's epoch.
+func (s *Server) resumes(r *http.Request) bool {
+	h := s.hub.Load()
+	q, err := query(r)
+	if err != nil || h == nil {
 		return false
 	}
-	q := r.URL.RawQuery
-	return strings.Contains(q, "cursor=") || strings.Contains(q, "@") || strings.Contains(q, "%40") || r.Header.Get("Last-Event-ID") != ""
+	if transport, err := choose(r, q); err != nil || transport != pollName {
+		return false
+	}
+	epoch := string(h.Epoch()) + "-"
+	if strings.HasPrefix(q.Get("cursor"), epoch) || strings.HasPrefix(r.Header.Get("Last-Event-ID"), epoch) || strings.HasPrefix(q.Get("last_event_id"), epoch) {
+		return true
+	}
+	for _, c := range q["c"] {
+		if _, own, _ := strings.Cut(c, "@"); strings.HasPrefix(own, epoch) {
+			return true
+		}
+	}
+	return false
 }
 
 // narrow refuses requests whose URL or header is too large.

@@ -114,6 +114,10 @@ func TestWhoOpensFeedsTooFastIsToldAndWhoGoesOnIsNot(t *testing.T) {
 			t.Errorf("a poll that goes on by its path: %d %s", r.status, r.body)
 		}
 	}
+	for _, trick := range []string{"cursor=x", "cursor=zzzz-1", "transport=sse&cursor=" + s.hubCursor(), "x=@", "x=%40"} { // and no way around it
+		r := s.do("GET", "/v1/acme/feed?c=todos&wait=0&"+trick, "", from("203.0.113.1")...)
+		refusedForNow(t, trick, r, 429, "too-many")
+	}
 	if r := s.do("PUT", "/v1/acme/rows/todos?key=b", `{}`, from("203.0.113.1")...); r.status != 200 {
 		t.Errorf("a write: %d", r.status)
 	}
