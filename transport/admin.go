@@ -27,6 +27,7 @@ func (s *Server) Administration() http.Handler {
 	}
 	r.Use(s.guard, s.narrow)
 	r.NotFound(s.notFound)
+	r.Get("/v1/{tenant}", handle(s.usage))
 	r.Post("/v1/{tenant}/revocations", handle(s.revoke))
 	if s.opts.Forget != nil {
 		r.Delete("/v1/{tenant}", handle(s.forget))
@@ -92,6 +93,15 @@ func (s *Server) revoke(w http.ResponseWriter, r *http.Request, c call) error {
 	reply(w, http.StatusOK, struct {
 		Revoked string `json:"revoked"`
 	}{time.Now().UTC().Format("2006-01-02T15:04:05.000Z07:00")})
+	return nil
+}
+
+// usage answers GET /v1/{tenant}: what a tenant has, and its limits.
+func (s *Server) usage(w http.ResponseWriter, r *http.Request, c call) error {
+	if err := c.hub.MayUse(c.grant, c.tenant); err != nil {
+		return err
+	}
+	reply(w, http.StatusOK, c.hub.TenantStats(c.tenant))
 	return nil
 }
 

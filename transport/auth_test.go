@@ -634,7 +634,7 @@ func TestEveryRouteIsKnown(t *testing.T) {
 		"GET /v1/{tenant}/feed", "GET /v1/{tenant}/feed/*", "GET /v1/{tenant}/history", "GET /v1/{tenant}/rows/*",
 		"HEAD /healthz", "HEAD /readyz", "HEAD /v1/{tenant}/history", "HEAD /v1/{tenant}/rows/*",
 		"PATCH /v1/{tenant}/rows/*", "POST /v1/{tenant}/changes", "POST /v1/{tenant}/revocations", "POST /v1/{tenant}/rows/*", "POST /v1/{tenant}/tickets", "PUT /v1/{tenant}/rows/*",
-		"administration: DELETE /v1/{tenant}", "administration: POST /v1/{tenant}/revocations",
+		"administration: DELETE /v1/{tenant}", "administration: GET /v1/{tenant}", "administration: POST /v1/{tenant}/revocations",
 	}
 	got := transport.Routes(s.server)
 	if !slices.Equal(got, want) {

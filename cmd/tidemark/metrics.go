@@ -35,6 +35,7 @@ var (
 	descUntold     = describe("tidemark_connections_untold_total", "Of these, those that were closed without an answer.")
 	descAccept     = describe("tidemark_accept_failures_total", "Errors of accept.")
 	descProblems   = describe("tidemark_problems_total", "Requests that were answered with a problem, by its code.", "code")
+	descLimited    = describe("tidemark_tenant_refusals_total", "What tenants were refused, all of those that are there together, by limit.", "limit")
 	descFiles      = describe("tidemark_descriptors", "File descriptors in use; 0 where that is not known.")
 	descFilesLimit = describe("tidemark_descriptors_limit", "File descriptors that the process may have.")
 	descNeeded     = describe("tidemark_memory_needed_bytes", "Memory that can't be given back.")
@@ -73,6 +74,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	count(descAccept, float64(listen.Failures))
 	for code, n := range m.front.Problems() {
 		count(descProblems, float64(n), string(code))
+	}
+	limited := make(map[hub.Limit]int64)
+	for _, stats := range m.hub.Tenants() {
+		for limit, n := range stats.Refused {
+			limited[limit] += n
+		}
+	}
+	for limit, n := range limited {
+		count(descLimited, float64(n), string(limit))
 	}
 	reading := m.gate.Watch.Reading()
 	gauge(descFiles, float64(reading.Descriptors))
