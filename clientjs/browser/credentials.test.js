@@ -179,7 +179,7 @@ test('the client goes on over the end of its tokens, on every transport, and sho
         const client = createClient({
           url: sync,
           tenant: 'acme',
-          transports: [transport],
+          transport,
           tabs: false,
           // @ts-expect-error: the test has put it there
           getToken: window.getToken,
