@@ -1,5 +1,5 @@
 // Package history keeps what the log forgets: every change, uncompacted, with who and
-// when, in files that are only ever appended to.
+// when, in files that are only ever appended to, but for what Forget takes out of them.
 //
 // # What it keeps
 //
@@ -9,6 +9,8 @@
 //	        a segment: its number, and of its first group the sequence, the position, the
 //	        time and the steady time (milliseconds), and the epoch
 //	mark    which segments there are, and how far the newest one is durable
+//	forgetting
+//	        a segment that Forget writes anew; it takes the place of the old one whole
 //
 // A segment holds groups as the log had them, one after the other, about
 // Options.SegmentBytes of them. When it is full it gets a footer: which collections and
@@ -29,6 +31,8 @@
 //     other.
 //  4. Groups that were never added, because nobody kept a history at the time or because
 //     the log was reborn, are a hole, which Read tells of.
+//
+// What was forgotten is no hole and no damage: it is gone over as another tenant's is.
 //
 // Only whole segments are dropped, the oldest first and never the newest, so that Keep
 // and Bytes are exceeded by at most about an eighth.

@@ -52,6 +52,9 @@ func (s *Store) Forget(ctx context.Context, tenant string, upTo feed.Seq) error 
 	if tenant == "" {
 		return errors.New("take a tenant out of the history: none is named")
 	}
+	if err := s.Sync(); err != nil { // a segment may be there of which no reader knows yet
+		return fmt.Errorf("take a tenant out of the history: %w", err)
+	}
 	v, err := s.beginRead()
 	if err == nil {
 		defer s.calls.Done()
@@ -215,7 +218,12 @@ func wipeRecords(ctx context.Context, w io.Writer, r *records, tenant string, up
 			return idx, changed, whole, rerr
 		}
 		record := r.buf[:n]
-		if group := record[recordHead:]; feed.Wipe(group, tenant, upTo) {
+		group := record[recordHead:]
+		had := string(group[:len(wipedMagic)])
+		copy(group, groupMagic) // with its version, as Wipe reads it: others may have been wiped from it before
+		mine := feed.Wipe(group, tenant, upTo)
+		copy(group, had)
+		if mine {
 			changed = true
 			copy(group, wipedMagic)
 			record = appendRecord(nil, group)

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/tidemark-sync/tidemark/broker/history"
@@ -273,5 +275,133 @@ func TestASegmentThatGotShorterIsNotSaidToBeHarmed(t *testing.T) {
 	verified(t, s)
 	if told.Len() > 0 || len(names(t, o.Dir)) > 0 {
 		t.Errorf("%s%v", &told, names(t, o.Dir))
+	}
+}
+
+// TestTenantsAreForgottenOneAfterTheOther, in a group of any version: what is left of it is still one of that version.
+func TestTenantsAreForgottenOneAfterTheOther(t *testing.T) {
+	old, err := os.ReadFile("../../sync/feed/testdata/group.v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := func(g feed.Group) []byte {
+		g.Epoch, g.Position, g.First, g.At = feed.NewEpoch(), 1, 1, 1
+		for _, tenant := range []string{"acme", "globex", "other"} {
+			g.Transactions = append(g.Transactions, feed.Transaction{Tenant: tenant, Records: []feed.Record{{Op: feed.Insert, Collection: tenant, Key: tenant, Value: `"` + tenant + `"`}}})
+		}
+		b, _ := feed.AppendGroup(nil, &g)
+		return b
+	}
+	for version, b := range map[int][]byte{
+		1: old,
+		2: both(feed.Group{ForgetIDsOf: []feed.IDFloor{{Tenant: "other", Seq: 1}, {Tenant: "acme", Seq: 1}}}),
+		3: both(feed.Group{Drop: []string{"acme", "other"}}),
+	} {
+		g, sum, err := feed.DecodeGroup(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := history.Options{Dir: t.TempDir()}
+		s := open(t, o)
+		if err := s.Add(g.Position, b); err != nil { // not even synced
+			t.Fatal(err)
+		}
+		for _, tenant := range []string{"acme", "other"} {
+			if err := s.Forget(t.Context(), tenant, feed.MaxSeq-1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		verified(t, s)
+		content, err := os.ReadFile(segments(t, o.Dir)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tenant := range []string{"acme", "other"} {
+			if bytes.Contains(content, []byte(tenant)) {
+				t.Errorf("a group of version %d still names %s: %q", version, tenant, content[144:])
+			}
+		}
+		if n := bytes.Count(content, []byte("globex")); version > 1 && n != 4 {
+			t.Errorf("version %d: another tenant is there %d times: %q", version, n, content[144:])
+		}
+		if !bytes.HasSuffix(content, sum[:]) {
+			t.Errorf("version %d: its sum is another", version)
+		}
+	}
+}
+
+// TestNobodyMeetsForgetting: readers, the writer and Verify go on while a tenant goes, and see all that others wrote.
+func TestNobodyMeetsForgetting(t *testing.T) {
+	o := history.Options{Dir: t.TempDir(), SegmentBytes: 3000}
+	l, s := newLog(), (*history.Store)(nil)
+	s = open(t, o)
+	var written atomic.Int64 // sequences that are acknowledged
+	write := func(i int) {
+		l.append(1, put(fmt.Sprint("k", i)), canaryChange(i))
+		written.Store(int64(l.next) - 1)
+	}
+	write(0)
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	for range 2 {
+		running.Go(func() {
+			for last := false; !last; {
+				select {
+				case <-done:
+					last = true
+				default:
+				}
+				least, n, next := written.Load(), int64(0), feed.Seq(0)
+				_, err := s.History(t.Context(), l, feed.HistoryRange{Tenant: "acme"}, func(step feed.HistoryStep) error {
+					if g := step.Group; g != nil {
+						if step.Hole != nil || next != 0 && g.First != next {
+							return fmt.Errorf("sequence %d follows %d, with a hole %v", g.First, next-1, step.Hole)
+						}
+						next = g.Last() + 1
+						n += int64(len(of(feed.HistoryRange{Tenant: "acme"}, g)))
+					}
+					return nil
+				})
+				if err != nil || n < least/2 {
+					t.Errorf("%d changes of %d: %v", n, least/2, err)
+					return
+				}
+				if found, err := s.Verify(t.Context(), nil); err != nil || len(found) > 0 {
+					t.Errorf("%v, %v", found, err)
+					return
+				}
+			}
+		})
+	}
+	running.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := s.Forget(t.Context(), canary, feed.Seq(written.Load())); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for i := 1; i < 600; i++ {
+		write(i)
+		if i%20 == 0 {
+			archive(t, s, l, l.first+feed.Position(len(l.groups)/2))
+		}
+	}
+	archive(t, s, l, l.first+feed.Position(len(l.groups)))
+	close(done)
+	running.Wait()
+	if err := s.Forget(t.Context(), canary, l.next-1); err != nil {
+		t.Fatal(err)
+	}
+	l.forget(canary, l.next-1)
+	check(t, s, l, feed.HistoryRange{Tenant: "acme"}, 0)
+	verified(t, s)
+	if in := names(t, o.Dir); len(in) > 0 {
+		t.Errorf("it is in %v", in)
 	}
 }
