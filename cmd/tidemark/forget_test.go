@@ -113,6 +113,93 @@ func forgetOnDisk(t *testing.T, flags ...string) {
 	}
 }
 
+// TestAHistoryOfManySegmentsForgetsOneTenantAlone: what is said of another's is the same to the byte,
+// after a crash too, and by a server that keeps the history on no more.
+func TestAHistoryOfManySegmentsForgetsOneTenantAlone(t *testing.T) {
+	const canary, second = "CANARYc4n4ry", "SECONDs3c0nd"
+	data, addr, admin := t.TempDir(), freePort(t), freePort(t)
+	flags := []string{"--admin-listen", admin, "--log-size", "16KiB"}
+	kept := append([]string{"--history", "1MiB"}, flags...) // in segments of 128 KiB
+	p := serve(t, addr, data, kept...)
+	write := func(n int) {
+		t.Helper()
+		for i := range n {
+			for _, tenant := range []string{canary, "other", second} {
+				body := fmt.Sprintf(`{"client":"%[1]s-client","changes":[{"id":"%[1]s-%[2]d","op":"put","collection":"%[1]s-collection/x","key":"%[1]s-%[3]d","value":{"v":"%[4]s"}}]}`, tenant, i, i%9, strings.Repeat(tenant, 200))
+				if status, answer, _ := call(t, "POST", "http://"+addr+"/v1/"+tenant+"/changes", body, ""); status != 200 {
+					t.Fatalf("%d %s", status, answer)
+				}
+			}
+		}
+	}
+	historyOf := func(tenant string) string {
+		t.Helper()
+		status, answer, _ := call(t, "GET", "http://"+addr+"/v1/"+tenant+"/history?limit=10000", "", "")
+		if status != 200 {
+			t.Fatalf("%d %s", status, answer)
+		}
+		return answer
+	}
+	forget := func(tenant string) {
+		t.Helper()
+		if status, answer, _ := call(t, http.MethodDelete, "http://"+admin+"/v1/"+tenant, "", ""); status != 200 {
+			t.Fatalf("%d %s", status, answer)
+		}
+		if left := found(t, data, tenant); len(left) > 0 {
+			t.Errorf("%s is still in %v", tenant, left)
+		}
+	}
+	write(100)
+	if in := found(t, filepath.Join(data, "history"), canary); len(in) < 3 {
+		t.Fatalf("the history has it in %v", in)
+	}
+	before, old := historyOf("other"), historyOf(canary)
+	if strings.Count(before, `"seq"`) != 100 || strings.Count(old, `"seq"`) != 100 {
+		t.Fatalf("%.300s\n%.300s", before, old)
+	}
+	forget(canary)
+	if again := historyOf(canary); strings.Contains(again, `"seq"`) {
+		t.Errorf("it is answered %.300s", again)
+	}
+	same := func() {
+		t.Helper()
+		if now := historyOf("other"); now != before {
+			t.Errorf("another tenant's was %.300s\nand is %.300s", before, now)
+		}
+	}
+	same()
+	p.kill()
+	p = serve(t, addr, data, kept...)
+	same()
+	p.kill()
+	p = serve(t, addr, data, flags...) // it is there, and nothing is added to it
+	if in := found(t, filepath.Join(data, "history"), second); len(in) < 3 {
+		t.Fatalf("the history has the second in %v", in)
+	}
+	forget(second)
+	p.kill()
+	p = serve(t, addr, data, kept...)
+	now := historyOf("other")
+	holes := strings.Index(now, `,"holes"`) // what was written meanwhile
+	if holes < 0 {
+		holes = strings.Index(now, `,"begins"`)
+	}
+	if holes < 0 || !strings.HasPrefix(before, now[:holes]) {
+		t.Errorf("another tenant's was %.300s\nand is %.300s", before, now)
+	}
+	if p.stop(t) != 0 {
+		t.Errorf("%s", p.out)
+	}
+	if out, errs, code := command(t, "verify", "--data", data); code != 0 {
+		t.Errorf("verify: %s%s", out, errs)
+	}
+	for _, tenant := range []string{canary, second} {
+		if left := found(t, data, tenant); len(left) > 0 || strings.Contains(p.out.String(), tenant) {
+			t.Errorf("in the end %s is in %v, or in the log:\n%s", tenant, left, p.out)
+		}
+	}
+}
+
 // found is the files that hold a word, in their content or their name.
 func found(t testing.TB, dir, word string) (in []string) {
 	t.Helper()
