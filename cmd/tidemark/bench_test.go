@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"github.com/tidemark-sync/tidemark/broker"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport"
+	"github.com/tidemark-sync/tidemark/transport/follow"
 )
 
 // The benchmarks of the whole write path: hub on the real log. Rates are to be
@@ -202,4 +205,105 @@ func BenchmarkReadBack(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkNoisyTenant measures how long a quiet tenant waits from its write to its delivery, while
+// another sends ten times the changes that it may and holds as many feeds as it may, as a ratio to how long it waits
+// without: the whole program, over HTTP, durable, in turns.
+func BenchmarkNoisyTenant(b *testing.B) {
+	const limit = 200 // changes a second
+	addr := freePort(b)
+	serve(b, addr, b.TempDir(), "--admin-listen", "off", "--log-level", "error", "--tenant-limit", fmt.Sprintf("noisy:writes=%d,sessions=50", limit))
+	base := "http://" + addr
+	quiet, err := follow.Dial(b.Context(), follow.Options{URL: base, Tenant: "quiet", Transport: follow.SSE, Collections: []follow.Collection{{Name: "todos"}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer quiet.Close()
+	post := func(tenant, body string) int {
+		res, err := http.Post(base+"/v1/"+tenant+"/changes", "application/json", strings.NewReader(body))
+		if err != nil {
+			return 0
+		}
+		defer res.Body.Close()
+		_, _ = io.Copy(io.Discard, res.Body)
+		return res.StatusCode
+	}
+	const one = `{"op":"put","collection":"todos","key":"1","value":{"a":1}}`
+	turn := func(n int) (all []time.Duration) {
+		for range n {
+			began := time.Now()
+			if status := post("quiet", `{"changes":[`+one+`]}`); status != 200 {
+				b.Fatalf("the quiet tenant is answered %d", status)
+			}
+			for {
+				f, err := quiet.Next(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				if f.Type == "change" {
+					break
+				}
+			}
+			all = append(all, time.Since(began))
+			time.Sleep(5 * time.Millisecond)
+		}
+		return all
+	}
+	noise := func() (stop func() (refused int)) {
+		over := make(chan struct{})
+		var all sync.WaitGroup
+		var refused atomic.Int64
+		body := `{"changes":[` + strings.Repeat(one+",", limit/20-1) + one + `]}`
+		all.Go(func() {
+			tick := time.NewTicker(time.Second / 200) // times limit/20 changes: ten times the limit
+			defer tick.Stop()
+			for {
+				select {
+				case <-over:
+					return
+				case <-tick.C:
+				}
+				if post("noisy", body) == 429 {
+					refused.Add(1)
+				}
+			}
+		})
+		ctx, cancel := context.WithCancel(b.Context())
+		for range 50 {
+			all.Go(func() {
+				c, err := follow.Dial(ctx, follow.Options{URL: base, Tenant: "noisy", Transport: follow.SSE, Collections: []follow.Collection{{Name: "todos"}}})
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				for err == nil {
+					_, err = c.Next(ctx)
+				}
+			})
+		}
+		return func() int { close(over); cancel(); all.Wait(); return int(refused.Load()) }
+	}
+	noise()() // connections are made
+	stop := noise()
+	time.Sleep(3 * time.Second) // what it had saved up is used up
+	stop()
+	var with, without []time.Duration
+	refused := 0
+	for b.Loop() {
+		for range 5 {
+			without = append(without, turn(200)...)
+			stop := noise()
+			with = append(with, turn(200)...)
+			refused += stop()
+		}
+	}
+	quantile := func(all []time.Duration, q int) float64 {
+		slices.Sort(all)
+		return float64(all[len(all)*q/100].Microseconds())
+	}
+	b.ReportMetric(quantile(with, 99)/quantile(without, 99), "p99-with/without")
+	b.ReportMetric(quantile(with, 50)/quantile(without, 50), "p50-with/without")
+	b.ReportMetric(quantile(without, 99), "p99-µs-without")
+	b.ReportMetric(float64(refused), "refused")
 }
