@@ -91,16 +91,14 @@ func (s *state) drop(names []string) {
 		t.mu.Unlock()
 		s.tombs.keep(func(x tomb) bool { return x.tenant != t && x.view.rows.get(x.change.Key()) == x.change })
 		s.replaced = 0
-		var deadlines []deadline
+		expires := make(map[*feed.Change]int64)
 		for _, d := range s.expiring.next {
 			if d.tenant == t && s.expiring.holds(d) {
-				deadlines = append(deadlines, d)
+				expires[d.change] = d.at
 			}
 		}
-		expires := make(map[*feed.Change]int64, len(deadlines))
-		for _, d := range deadlines {
-			expires[d.change] = d.at
-			s.expiring.drop(d.change)
+		for c := range expires {
+			s.expiring.drop(c)
 		}
 		s.bytes.Add(-t.bytes.Load())
 		s.rows.Add(-t.count.Load())

@@ -109,14 +109,8 @@ func noHistory() error {
 
 // historyRange checks a query and says what to read for it.
 func (h *Hub) historyRange(g Grant, tenant string, q HistoryQuery) (r feed.HistoryRange, err error) {
-	if err := feed.CheckTenant(tenant); err != nil {
-		return r, refuse(BadName, "%s", err)
-	}
-	if err := h.counts(g, tenant); err != nil {
+	if err := h.MayUse(g, tenant); err != nil {
 		return r, err
-	}
-	if !g.covers(tenant) {
-		return r, refuse(Forbidden, "the credential does not cover tenant %s", tenant)
 	}
 	if n := len(q.Collections); n > feed.MaxCollections {
 		return r, refuse(TooMany, "%d collections; at most %d: ask for fewer", n, feed.MaxCollections)

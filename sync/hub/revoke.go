@@ -88,33 +88,34 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 
 // administers refuses who may not administer a tenant.
 func (h *Hub) administers(g Grant, tenant string) error {
-	if tenant != allTenants {
-		if err := feed.CheckTenant(tenant); err != nil {
-			return refuse(BadName, "%s", err)
-		}
+	use := h.MayUse
+	if tenant == allTenants {
+		use = h.counts
 	}
-	if err := h.counts(g, tenant); err != nil {
+	if err := use(g, tenant); err != nil {
 		return err
 	}
-	if !g.Admin || !g.covers(tenant) {
+	if !g.Admin {
 		return refuse(Forbidden, "the credential may not administer tenant %s: it needs the claim admin", tenant)
 	}
 	return nil
 }
 
-// MayUse refuses who may do nothing at a tenant: by a *Refusal.
+// MayUse refuses, by a *Refusal, who may do nothing at a tenant.
 func (h *Hub) MayUse(g Grant, tenant string) error {
 	if err := feed.CheckTenant(tenant); err != nil {
 		return refuse(BadName, "%s", err)
 	}
-	if !g.covers(tenant) {
-		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
-	}
 	return h.counts(g, tenant)
 }
 
-// counts refuses a credential that counts for a tenant no more, and a tenant that is not to be.
+// counts refuses a credential that does not count for a tenant, or no more, and a tenant that
+// is not to be. Whether it covers the tenant comes first: who stands outside learns nothing of
+// what is inside.
 func (h *Hub) counts(g Grant, tenant string) error {
+	if !g.covers(tenant) {
+		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
+	}
 	if err := h.fences.admits(tenant); err != nil {
 		return err
 	}

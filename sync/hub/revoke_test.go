@@ -3,6 +3,9 @@ package hub_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -272,4 +275,83 @@ func TestOnlyWhoMayAdministerRevokes(t *testing.T) {
 	if _, err := try(h, put("$revoked", "all", `{}`)); code(err) != hub.BadName {
 		t.Error(err)
 	}
+}
+
+// TestNobodyLearnsOfAnotherTenantWhatItRevoked: a credential of one tenant is told the same at another's
+// door, whatever lies behind it: whether that has taken somebody of the same name back, or whether it is on the list.
+func TestNobodyLearnsOfAnotherTenantWhatItRevoked(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{Tenants: []string{"acme", "other"}})
+	ann := given("ann", "jti-1", time.Hour)
+	ann.Admin = true
+	for _, r := range []hub.Revocation{{Tenant: "other", Subject: "ann"}, {Tenant: "other", ID: "jti-1"}, {Tenant: "other"}} {
+		if err := h.Revoke(t.Context(), root, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var told []string
+	for _, tenant := range []string{"other", "not-on-the-list"} {
+		ask := func(what string, err error) {
+			t.Helper()
+			var r *hub.Refusal
+			if !errors.As(err, &r) || r.Code != hub.Forbidden {
+				t.Errorf("%s of %s: %v", what, tenant, err)
+				return
+			}
+			told = append(told, what+": "+strings.ReplaceAll(r.Detail, tenant, "it"))
+		}
+		_, err := h.Rows(ann, tenant, "todos", "", 1)
+		ask("rows", err)
+		_, err = h.Row(ann, tenant, "todos", "1")
+		ask("row", err)
+		_, err = h.Open(ann, tenant, []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+		ask("feed", err)
+		_, err = h.History(t.Context(), ann, tenant, hub.HistoryQuery{})
+		ask("history", err)
+		_, err = h.Write(t.Context(), ann, hub.Request{Tenant: tenant, Writes: []hub.Write{put("todos", "1", `{}`)}})
+		ask("write", err)
+		ask("use", h.MayUse(ann, tenant))
+		ask("revoke", h.Revoke(t.Context(), ann, hub.Revocation{Tenant: tenant, ID: "x"}))
+		_, err = h.Forget(t.Context(), ann, tenant, asItIs)
+		ask("forget", err)
+	}
+	if n := len(told) / 2; len(told) != 16 || !slices.Equal(told[:n], told[n:]) {
+		t.Errorf("it can be told what is there:\n%s", strings.Join(told, "\n"))
+	}
+}
+
+// TestNothingIsWrittenThatWasWaitingWhenItsCredentialWasRevoked: when Revoke returns, what stood in line
+// behind it is refused too.
+func TestNothingIsWrittenThatWasWaitingWhenItsCredentialWasRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := feedtest.NewMemory()
+		appending, goOn := make(chan struct{}), make(chan struct{})
+		var hold sync.Once
+		log.OnAppend = func(feed.Position, []byte) error {
+			hold.Do(func() { close(appending); <-goOn })
+			return nil
+		}
+		h := open(t, log, hub.Options{})
+		begin := func(g hub.Grant, writes ...hub.Write) *hub.Pending {
+			p, err := h.Begin(g, hub.Request{Tenant: "acme", Writes: writes})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		begin(hub.Everything, put("todos", "1", `{}`))
+		<-appending
+		done := make(chan error)
+		go func() { done <- h.Revoke(t.Context(), root, hub.Revocation{Tenant: "acme", Subject: "ann"}) }()
+		synctest.Wait()
+		// A group has no room for more behind these.
+		large := `{"a":"` + strings.Repeat("x", feed.GroupSize/2) + `"}`
+		begin(hub.Everything, put("todos", "2", large), put("todos", "3", large))
+		late := begin(given("ann", "1", time.Hour), put("todos", "4", `{}`))
+		close(goOn)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		_, err := late.Wait(t.Context())
+		refusal(t, err, hub.Unauthenticated)
+	})
 }

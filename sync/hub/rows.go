@@ -111,14 +111,11 @@ func (h *Hub) Row(g Grant, tenant, collection, key string) (*feed.Change, error)
 
 // reads returns a tenant, nil if there is none, for one who may read the collection.
 func (h *Hub) reads(g Grant, tenant, collection string) (*tenant, error) {
-	if err := feed.CheckTenant(tenant); err != nil {
-		return nil, refuse(BadName, "%s", err)
+	if err := h.MayUse(g, tenant); err != nil {
+		return nil, err
 	}
 	if err := feed.CheckCollection(collection); err != nil {
 		return nil, refuse(BadName, "%s", err)
-	}
-	if err := h.counts(g, tenant); err != nil {
-		return nil, err
 	}
 	if !g.MayRead(tenant, collection) {
 		return nil, refuse(Forbidden, "the credential does not cover reading %s of tenant %s", collection, tenant)

@@ -87,9 +87,6 @@ type sub struct {
 // Open starts a session over collections of a tenant. A *Refusal says why it does
 // not. The caller must Close it.
 func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOptions) (*Session, error) {
-	if err := feed.CheckTenant(tenant); err != nil {
-		return nil, refuse(BadName, "%s", err)
-	}
 	if opts.Heartbeat <= 0 {
 		opts.Heartbeat = 15 * time.Second
 	}
@@ -141,11 +138,8 @@ func (s *Session) Grant() Grant {
 // and done is the reply. Where it sees other rows of a collection, that one starts anew. A
 // *Refusal: it is another's, or does not cover what is followed, and nothing was changed.
 func (s *Session) Renew(g Grant, done string) error {
-	if err := s.hub.counts(g, s.tenant.name); err != nil {
+	if err := s.hub.MayUse(g, s.tenant.name); err != nil {
 		return err
-	}
-	if !g.covers(s.tenant.name) {
-		return refuse(Forbidden, "the credential does not cover tenant %s", s.tenant.name)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,13 +178,7 @@ func (s *Session) narrow(u *sub, filters []Filter) {
 
 // check refuses collections that can't be followed, or not by a grant.
 func (s *Session) check(g Grant, tenant string, starts []feed.Start) error {
-	if err := g.live(time.Now()); err != nil {
-		return err
-	}
-	if !g.covers(tenant) {
-		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
-	}
-	if err := s.hub.fences.admits(tenant); err != nil {
+	if err := s.hub.MayUse(g, tenant); err != nil {
 		return err
 	}
 	if len(starts) > feed.MaxCollections {

@@ -106,11 +106,11 @@ func (h *Hub) Write(ctx context.Context, g Grant, req Request) (Result, error) {
 // caller must not change what the request holds until it is answered, but for the
 // bytes of values and patches, which are free when Begin returns.
 func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
-	p := &Pending{req: req, done: make(chan struct{})}
-	if err := p.prepare(g); err != nil {
+	if err := h.MayUse(g, req.Tenant); err != nil {
 		return nil, err
 	}
-	if err := h.counts(g, req.Tenant); err != nil {
+	p := &Pending{req: req, done: make(chan struct{})}
+	if err := p.prepare(g); err != nil {
 		return nil, err
 	}
 	if err := h.enqueue(p); err != nil {
@@ -158,9 +158,6 @@ func (p *Pending) answer(r Result, err error) {
 func (p *Pending) prepare(g Grant) error {
 	r := &p.req
 	p.grant = g
-	if err := feed.CheckTenant(r.Tenant); err != nil && !p.own {
-		return refuse(BadName, "%s", err)
-	}
 	if r.Client != "" {
 		if err := feed.CheckClient(r.Client); err != nil {
 			return refuse(BadName, "%s", err)
@@ -347,7 +344,7 @@ func (h *Hub) write(p *Pending) {
 	var decided []*Pending
 	for p != nil {
 		h.fences.leave(p)
-		if result, err := g.decide(p, h.opts.Memory, h.fences.of(p.req.Tenant)); err != nil {
+		if result, err := h.decide(g, p); err != nil {
 			p.answer(Result{}, h.counted(p.req.Tenant, err))
 		} else {
 			p.result = result
@@ -373,6 +370,16 @@ func (h *Hub) write(p *Pending) {
 			p.answer(p.result, nil)
 		}
 	}
+}
+
+// decide decides one request, unless its credential was revoked or has ended while it stood in line.
+func (h *Hub) decide(g *group, p *Pending) (Result, error) {
+	if !p.own {
+		if err := h.counts(p.grant, p.req.Tenant); err != nil {
+			return Result{}, err
+		}
+	}
+	return g.decide(p, h.opts.Memory, h.fences.of(p.req.Tenant))
 }
 
 // commit appends a group and applies it; the group is over then. An error is a *Refusal.
