@@ -1,9 +1,11 @@
 package transport
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -43,11 +45,35 @@ func socketOf(c net.Conn) net.Conn {
 	}
 }
 
+// rawSocket is the socket of a connection, nil where what is written on it is not what was
+// written on the connection: TLS.
+func rawSocket(c net.Conn) syscall.RawConn {
+	for {
+		if _, ok := c.(*tls.Conn); ok {
+			return nil
+		}
+		if s, ok := c.(syscall.Conn); ok {
+			raw, err := s.SyscallConn()
+			if err != nil {
+				return nil
+			}
+			return raw
+		}
+		within, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		c = within.NetConn()
+	}
+}
+
 // conn gives each write time for as long as it gets on.
 type conn struct {
 	net.Conn
 	patience time.Duration
 }
+
+func (c *conn) NetConn() net.Conn { return c.Conn }
 
 func (c *conn) Write(b []byte) (n int, err error) {
 	for {
@@ -57,6 +83,7 @@ func (c *conn) Write(b []byte) (n int, err error) {
 		m, err := c.Conn.Write(b[n:])
 		n += m
 		if m == 0 || n == len(b) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			_ = c.SetWriteDeadline(time.Time{}) // it would fail what is written past us: see attempt
 			return n, err
 		}
 	}

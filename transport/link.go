@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -20,6 +21,9 @@ import (
 type link struct {
 	net.Conn
 	early []byte // owned by Read: what came with the handshake
+
+	rest []byte // owned by who calls attempt: what it has left
+	torn bool   // and in the middle of a frame
 
 	turn chan struct{}          // room for one: who writes a frame
 	ping atomic.Pointer[string] // the payload of a ping that waits for its pong; of several, the last (RFC 6455, 5.5.3)
@@ -53,6 +57,39 @@ func (l *link) Write(b []byte) (int, error) {
 // send writes whole frames.
 func (l *link) send(frames []byte) error {
 	_, err := l.Write(frames)
+	return err
+}
+
+// attempt writes what the socket takes at once; false: there is a rest, which writeRest writes.
+// It keeps the turn where a frame is torn, so that nothing gets in between.
+func (l *link) attempt(a *attempt, raw syscall.RawConn, frames []byte) bool {
+	select {
+	case l.turn <- struct{}{}:
+	default:
+		l.rest = slices.Clone(frames)
+		return false
+	}
+	left := a.write(raw, frames)
+	if len(left) > 0 {
+		l.rest, l.torn = slices.Clone(left), true
+		return false
+	}
+	<-l.turn
+	l.answerPing()
+	return true
+}
+
+// writeRest writes what an attempt has left.
+func (l *link) writeRest() error {
+	rest := l.rest
+	l.rest = nil
+	if !l.torn {
+		return l.send(rest)
+	}
+	l.torn = false
+	_, err := l.Conn.Write(rest)
+	<-l.turn
+	l.answerPing()
 	return err
 }
 
@@ -139,6 +176,19 @@ func (m *messages) end(dst []byte) []byte {
 	m.all = append(m.all, span{start, len(dst)})
 	m.from = 0
 	return dst
+}
+
+// join moves the messages together.
+func (m *messages) join(buf []byte) []byte {
+	joined := buf[:0]
+	for i, s := range m.all {
+		if i == 0 {
+			joined = buf[s.from:s.to]
+			continue
+		}
+		joined = append(joined, buf[s.from:s.to]...)
+	}
+	return joined
 }
 
 // ping adds a ping, to be written with the message before it.

@@ -23,7 +23,8 @@ type Sink interface {
 var errAnswered = errors.New("answered")
 
 // pump is the loop of every session on every transport: all that there is, in one
-// go, then look again.
+// go, then look again. Where the sink can send without waiting, a session that has
+// nothing to send is parked, and the loop ends with hub.ErrParked until it has to go on.
 func pump(ctx context.Context, s *hub.Session, sink Sink) error {
 	for {
 		b, err := s.Next(ctx)
@@ -74,11 +75,11 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
 	if f.transport == websocketName {
 		return s.websocket(w, r, c, session, open, f.heartbeat, leave)
 	}
+	if f.transport == sseName {
+		return s.sse(w, r, session, open, leave)
+	}
 	defer leave()
 	defer session.Close()
-	if f.transport == sseName {
-		return sse(w, r, session, open)
-	}
 	return poll(w, r, session, open, f.limit, s.opts.PollCache)
 }
 

@@ -174,18 +174,18 @@ type written struct {
 
 // answer has wait answer a write. It is called by read alone.
 func (k *socket) answer(w written) {
-	if !k.waiting {
-		k.waiting = true
-		k.workers.Go(k.wait)
+	if k.writes == nil {
+		k.writes = make(chan written, requestsInFlight)
+		k.workers.Go(func() { k.wait(k.writes) })
 	}
 	k.unsaid.add()
 	k.writes <- w // there is room: it holds as many as there are places
 }
 
 // wait answers writes.
-func (k *socket) wait() {
+func (k *socket) wait(writes <-chan written) {
 	defer k.recover()
-	for w := range k.writes {
+	for w := range writes {
 		k.outcome(w)
 		k.unsaid.done()
 	}

@@ -55,7 +55,7 @@ type Server struct {
 	hub     atomic.Pointer[hub.Hub]
 	why     atomic.Pointer[string] // why it does not serve
 	ready   chan struct{}          // closed by the first Serve
-	sockets tally                  // WebSockets, which http.Server does not wait for
+	streams tally                  // on connections that were taken over, which http.Server does not wait for
 	csrf    *http.CrossOriginProtection
 
 	mu       sync.Mutex
@@ -158,8 +158,8 @@ func (s *Server) count(code hub.Code) {
 	s.problems[code]++
 }
 
-// Wait waits until all WebSockets are gone. They go when their hub is drained.
-func (s *Server) Wait(ctx context.Context) error { return s.sockets.wait(ctx) }
+// Wait waits until all feeds on connections of their own are gone: WebSockets, and event streams over HTTP/1. They go when their hub is drained.
+func (s *Server) Wait(ctx context.Context) error { return s.streams.wait(ctx) }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
 

@@ -2,7 +2,13 @@ package transport
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/http"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
@@ -25,13 +31,24 @@ func (events) after(dst []byte, cursor *feed.Cursor) []byte {
 	return append(dst, "\n\n"...)
 }
 
-// sse answers with Server-Sent Events, until one side has enough.
-func sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open) error {
+// sse answers with Server-Sent Events, until one side has enough, and closes the session. It
+// returns at once where the connection can be taken over.
+func (s *Server) sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open, leave func()) error {
 	begin(w, "text/event-stream", "no-store, no-transform")
 	w.Header().Set("X-Accel-Buffering", "no")
+	first := events{}.after(open.Append(events{}.before([]byte("retry: 1000\n\n"), "open")), nil)
+	if k := s.takeOver(w, r, session, leave); k != nil {
+		head := headOf(w.Header(), k.chunked)
+		k.left = append(head, k.piece(append(k.room(nil), first...))...)
+		s.streams.add()
+		go k.lane()
+		go k.watch()
+		return nil
+	}
+	defer leave()
+	defer session.Close()
 	out := newWriter(w, r)
-	first := events{}.before([]byte("retry: 1000\n\n"), "open")
-	if err := out.send(events{}.after(open.Append(first), nil)); err != nil {
+	if err := out.send(first); err != nil {
 		return nil // the client is gone
 	}
 	// Whatever ends it from here on has no client to be told of it.
@@ -39,6 +56,7 @@ func sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed
 	return nil
 }
 
+// sseSink sends a stream through net/http: one that shares its connection with others.
 type sseSink struct{ out *writer }
 
 func (s *sseSink) Send(_ context.Context, b *feed.Batch) error {
@@ -54,6 +72,166 @@ func (s *sseSink) Send(_ context.Context, b *feed.Batch) error {
 func (s *sseSink) piece(buf []byte) ([]byte, error) { return buf[:0], s.out.send(buf) }
 
 func (s *sseSink) End(_ context.Context, ended *hub.Ended) error {
-	buf := feed.AppendEnd(events{}.before(nil, "end"), ended.Reason, ended.Retry)
-	return s.out.send(events{}.after(buf, nil))
+	return s.out.send(endEvent(nil, ended))
 }
+
+func endEvent(dst []byte, ended *hub.Ended) []byte {
+	dst = feed.AppendEnd(events{}.before(dst, "end"), ended.Reason, ended.Retry)
+	return events{}.after(dst, nil)
+}
+
+// stream is an event stream on a connection of its own, which was taken over from net/http:
+// that keeps two buffers, a request and a goroutine for as long as it answers, 27 KB in all.
+type stream struct {
+	// Static after construction.
+	server  *Server
+	conn    net.Conn
+	raw     syscall.RawConn // nil: it can't be parked
+	chunked bool            // HTTP/1.1; 1.0 ends with the connection
+	session *hub.Session
+	ctx     context.Context
+	cancel  context.CancelFunc
+	leave   func()
+
+	left []byte // owned by lane, or by whoever serves it parked: what must be written first
+}
+
+// takeOver takes the connection over, nil where that can't be.
+func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, session *hub.Session, leave func()) *stream {
+	if r.ProtoMajor != 1 {
+		return nil
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil
+	}
+	k := &stream{server: s, conn: conn, raw: rawSocket(conn), chunked: r.ProtoMinor > 0, session: session, leave: leave}
+	// The request's context ends with the handler.
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	if k.raw != nil {
+		session.Park(k)
+	}
+	return k
+}
+
+// headOf is the head of an answer that was taken over.
+func headOf(h http.Header, chunked bool) []byte {
+	head := []byte("HTTP/1.1 200 OK\r\nDate: ")
+	head = time.Now().UTC().AppendFormat(head, http.TimeFormat)
+	head = append(head, "\r\nConnection: close\r\n"...)
+	if chunked {
+		head = append(head, "Transfer-Encoding: chunked\r\n"...)
+	}
+	b := sliceWriter(head)
+	_ = h.Write(&b)
+	return append(b, "\r\n"...)
+}
+
+type sliceWriter []byte
+
+func (w *sliceWriter) Write(b []byte) (int, error) { *w = append(*w, b...); return len(b), nil }
+
+// lane runs a stream that is not parked, to its end or until it is.
+func (k *stream) lane() {
+	defer func() {
+		if v := recover(); v != nil {
+			k.server.opts.Logger.Error("panic in an event stream", "panic", v)
+			k.finish()
+		}
+	}()
+	left := k.left
+	k.left = nil
+	_, err := k.conn.Write(left)
+	if err == nil {
+		err = pump(k.ctx, k.session, k)
+	}
+	if !errors.Is(err, hub.ErrParked) {
+		k.finish()
+	}
+}
+
+// finish lets go of all that the stream holds. Its client need not be told why.
+func (k *stream) finish() {
+	k.session.Close()
+	k.leave()
+	k.cancel()
+	_ = k.conn.Close()
+	k.server.streams.done()
+}
+
+// watch ends the stream when its client is gone. Whatever else a client sends is not for us.
+func (k *stream) watch() {
+	var b [1]byte
+	for {
+		if _, err := k.conn.Read(b[:]); err != nil {
+			k.cancel()
+			k.session.Unpark()
+			return
+		}
+	}
+}
+
+// chunkRoom is room for a chunk's size: 7 digits and a line end.
+const chunkRoom = 9
+
+// room makes room for what goes before a piece.
+func (k *stream) room(dst []byte) []byte { return append(dst, make([]byte, chunkRoom)...) }
+
+// piece is what is to be written for a piece, which begins with room.
+func (k *stream) piece(buf []byte) []byte { return unchunk(chunk(buf), k.chunked) }
+
+// chunk makes a chunk of a buffer that begins with room.
+func chunk(buf []byte) []byte {
+	var size [chunkRoom]byte
+	head := append(strconv.AppendInt(size[:0], int64(len(buf)-chunkRoom), 16), "\r\n"...)
+	start := chunkRoom - len(head)
+	copy(buf[start:], head)
+	return append(buf, "\r\n"...)[start:]
+}
+
+// unchunk takes the size off again for a client that knows no chunks.
+func unchunk(b []byte, chunked bool) []byte {
+	if chunked {
+		return b
+	}
+	return b[slices.Index(b, '\n')+1 : len(b)-2]
+}
+
+// Send sends a batch, waiting for the client where it must.
+func (k *stream) Send(_ context.Context, b *feed.Batch) error {
+	return withBuffer(func(buf []byte) ([]byte, error) {
+		buf, err := appendBatch(k.room(buf), b, events{}, func(buf []byte) ([]byte, error) {
+			_, err := k.conn.Write(k.piece(buf))
+			return buf[:chunkRoom], err
+		})
+		if err == nil && len(buf) > chunkRoom {
+			_, err = k.conn.Write(k.piece(buf))
+		}
+		return buf, err
+	})
+}
+
+// End sends the server's last word.
+func (k *stream) End(_ context.Context, ended *hub.Ended) error {
+	last := k.piece(endEvent(k.room(nil), ended))
+	if k.chunked {
+		last = append(last, "0\r\n\r\n"...)
+	}
+	_, err := k.conn.Write(last)
+	return err
+}
+
+// Deliver is hub.Parked's.
+func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
+	m := memoOf(desk)
+	if !m.events.is(b) {
+		buf, _ := appendBatch(k.room(m.events.buf[:0]), b, events{}, nil)
+		m.events.keep(b, buf, chunk(buf))
+	}
+	left := m.attempt.write(k.raw, unchunk(m.events.frames, k.chunked))
+	k.left = slices.Clone(left)
+	return len(left) == 0
+}
+
+// Leave is hub.Parked's.
+func (k *stream) Leave() { go k.lane() }

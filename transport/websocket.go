@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -31,8 +32,8 @@ const requestsInFlight = 32
 // writes, and for the peer to answer the close frame.
 const leaving = 5 * time.Second
 
-// socket is one WebSocket: a goroutine in pump that writes, one that reads requests,
-// and, from the first write on, one that waits for the outcome of writes.
+// socket is one WebSocket: a goroutine in pump that writes, unless it is parked, one that
+// reads requests, and, from the first write on, one that waits for the outcome of writes.
 //
 // The library shakes hands, reads and closes; frames go out through link.
 type socket struct {
@@ -44,18 +45,18 @@ type socket struct {
 	leave   func()
 	conn    *websocket.Conn
 	link    *link
+	raw     syscall.RawConn // nil: it can't be parked
 	session *hub.Session
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	beat    time.Duration
 	slots   chan struct{} // a place for each request that is not answered
-	writes  chan written  // as many places as slots
 	workers sync.WaitGroup
 	unsaid  tally // writes whose outcome is not among the replies yet
 
-	waiting bool // owned by read: wait runs
+	writes chan written // owned by read: as many places as slots; nil before the first
 
-	// Owned by pump.
+	// Owned by lane, or by whoever serves it parked.
 	messages messages
 	pinged   time.Time // when the last ping was sent
 
@@ -78,7 +79,7 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	}
 	k := &socket{
 		server: s, hub: c.hub, tenant: c.tenant, papers: c.papers, leave: leave, session: session, beat: beat, pinged: time.Now(),
-		slots: make(chan struct{}, requestsInFlight), writes: make(chan written, requestsInFlight),
+		slots: make(chan struct{}, requestsInFlight),
 	}
 	h := &hijacker{ResponseWriter: w}
 	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
@@ -93,19 +94,24 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	shaken = true
 	k.papers.authorization, k.papers.cookie = nil, nil // those of frames take their place
 	conn.SetReadLimit(s.opts.Body)
-	k.conn, k.link = conn, h.link
+	k.conn, k.link, k.raw = conn, h.link, rawSocket(h.link.Conn)
+	if k.raw != nil {
+		session.Park(k)
+	}
 	// The request's context ends with the handler.
 	k.ctx, k.cancel = context.WithCancelCause(context.Background())
 	k.silent = time.AfterFunc(time.Hour, func() {
 		if !k.unanswered.Load() && k.ctx.Err() == nil {
 			return // the pong came before the timer was set
 		}
-		k.cancel(errors.New("the peer does not answer pings"))
+		k.stop(errors.New("the peer does not answer pings"))
 		_ = k.link.Close()
 	})
 	k.silent.Stop()
-	s.sockets.add()
-	go k.run(open)
+	s.streams.add()
+	k.link.rest = messageOf(open.Append(nil))
+	k.workers.Go(k.read)
+	go k.lane()
 	return nil
 }
 
@@ -124,23 +130,21 @@ func handshake(w http.ResponseWriter, r *http.Request) error {
 	return newProblem(hub.BadRequest, "Sec-WebSocket-Key must be one key, 16 bytes in base64")
 }
 
-// run is the life of a socket.
-func (k *socket) run(open feed.Open) {
-	defer k.server.sockets.done()
+// lane runs a socket that is not parked, to its end or until it is.
+func (k *socket) lane() {
+	parked := false
 	defer func() {
-		k.session.Close()
-		k.leave()
-		k.cancel(nil)
-		_ = k.conn.CloseNow()
-		_ = k.link.Close() // CloseNow does nothing once Close has begun
-		k.workers.Wait()
-		k.silent.Stop()
+		if !parked {
+			k.finish()
+		}
 	}()
 	defer k.recover()
-	err := k.link.send(messageOf(open.Append(nil)))
+	err := k.link.writeRest()
 	if err == nil {
-		k.workers.Go(k.read)
 		err = pump(k.ctx, k.session, k)
+	}
+	if parked = errors.Is(err, hub.ErrParked); parked {
+		return
 	}
 	k.session.Close()
 	if code, reason := closing(k.ctx, err); code != 0 {
@@ -149,11 +153,29 @@ func (k *socket) run(open feed.Open) {
 	}
 }
 
+// finish lets go of all that the socket holds.
+func (k *socket) finish() {
+	k.session.Close()
+	k.leave()
+	k.cancel(nil)
+	_ = k.conn.CloseNow()
+	_ = k.link.Close() // CloseNow does nothing once Close has begun
+	k.workers.Wait()
+	k.silent.Stop()
+	k.server.streams.done()
+}
+
+// stop has pump end because of cause.
+func (k *socket) stop(cause error) {
+	k.cancel(cause)
+	k.session.Unpark()
+}
+
 // recover makes a panic cost the socket, not the process.
 func (k *socket) recover() {
 	if v := recover(); v != nil {
 		k.server.opts.Logger.Error("panic in a WebSocket", "panic", v)
-		k.cancel(closeError{websocket.StatusInternalError, "failed"})
+		k.stop(closeError{websocket.StatusInternalError, "failed"})
 	}
 }
 
@@ -186,11 +208,8 @@ func (k *socket) Send(_ context.Context, b *feed.Batch) error {
 			return buf, err
 		}
 		buf = k.messages.end(buf)
-		// Behind a proxy a socket can be written to long after the client has gone; and what
-		// is behind would be late to answer.
-		ping := b.Live && time.Since(k.pinged) >= k.beat/2 && k.unanswered.CompareAndSwap(false, true)
+		ping := k.mustPing(b)
 		if ping {
-			k.pinged = time.Now()
 			buf = k.messages.ping(buf)
 		}
 		err = k.flush(buf)
@@ -204,6 +223,44 @@ func (k *socket) Send(_ context.Context, b *feed.Batch) error {
 	}
 	return err
 }
+
+// mustPing tells whether a ping goes with a batch, and counts it. Behind a proxy a socket
+// can be written to long after the client has gone; and what is behind would be late to answer.
+func (k *socket) mustPing(b *feed.Batch) bool {
+	now := time.Now()
+	if !b.Live || now.Sub(k.pinged) < k.beat/2 || !k.unanswered.CompareAndSwap(false, true) {
+		return false
+	}
+	k.pinged = now
+	return true
+}
+
+// Deliver is hub.Parked's.
+func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
+	m := memoOf(desk)
+	if !m.messages.is(b) {
+		m.framing.reset()
+		buf, _ := appendBatch(m.messages.buf[:0], b, &m.framing, nil)
+		buf = m.framing.end(buf)
+		m.messages.keep(b, buf, m.framing.join(buf))
+	}
+	frames := m.messages.frames
+	ping := k.mustPing(b)
+	if ping {
+		frames = appendHeader(frames, opPing, 0)
+	}
+	took := k.link.attempt(&m.attempt, k.raw, frames)
+	if ping {
+		k.silent.Reset(stalled)
+	}
+	for range b.Replies {
+		<-k.slots
+	}
+	return took
+}
+
+// Leave is hub.Parked's.
+func (k *socket) Leave() { go k.lane() }
 
 // piece writes the messages that are whole, unless one is under way.
 func (k *socket) piece(buf []byte) ([]byte, error) {
@@ -272,7 +329,11 @@ func (k *socket) ponged(context.Context, []byte) {
 
 // read reads requests, until the client leaves or sends what can't be read.
 func (k *socket) read() {
-	defer close(k.writes)
+	defer func() {
+		if k.writes != nil {
+			close(k.writes)
+		}
+	}()
 	defer k.recover()
 	for {
 		kind, message, err := k.conn.Read(k.ctx)
@@ -308,6 +369,6 @@ func (k *socket) gone(err error) {
 	default:
 		err = closeError{websocket.StatusProtocolError, "protocol error"}
 	}
-	k.cancel(err)
+	k.stop(err)
 	k.silent.Reset(2 * leaving) // a peer that takes nothing any more is not waited for
 }

@@ -113,7 +113,8 @@ type Hub struct {
 	mu       sync.Mutex
 	sessions map[*Session]struct{} // guarded by mu
 
-	sieves sieves
+	sieves  sieves
+	parking parking
 }
 
 // Open reads the log back and starts the writer. The caller must Drain the hub
@@ -131,6 +132,7 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
 		sessions: make(map[*Session]struct{}),
 	}
+	h.parking.over = make(chan struct{})
 	if err := h.load(ctx); err != nil {
 		return nil, fmt.Errorf("read the log back: %w", err)
 	}
@@ -373,6 +375,7 @@ func (h *Hub) Drain(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { h.abort(context.Cause(ctx)) })
 	defer stop()
 	<-h.done
+	h.parking.close()
 	h.abort(ErrDraining) // a checkpoint under way is given up: the log has it all
 	h.saving.Wait()
 	return ctx.Err()

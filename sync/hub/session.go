@@ -35,6 +35,8 @@ const (
 	// writes waits meanwhile.
 	batchHidden = 4096
 	batchBytes  = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
+	// parkedBytes is the same while it is parked: what it is left with when its client turns slow.
+	parkedBytes = 32 << 10
 )
 
 // Session is one client's place in the feed. Next, and what it returns, belongs to
@@ -46,6 +48,8 @@ type Session struct {
 	tenant *tenant
 	opts   SessionOptions
 	wake   chan struct{} // room for one: look again
+
+	place place // where it is parked
 
 	followed int // guarded by Hub.mu: what it counts for at its tenant
 
@@ -293,14 +297,6 @@ func (s *Session) reply(frame string) {
 	s.look()
 }
 
-// look wakes Next.
-func (s *Session) look() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
 // End makes Next return e, once the replies are out.
 func (s *Session) End(e *Ended) {
 	s.mu.Lock()
@@ -328,7 +324,7 @@ func (s *Session) Close() {
 
 // Next returns the next batch: all that there is, up to the session's limit, as soon
 // as there is anything; else live, once a heartbeat. The batch is valid until the
-// next call. *Ended when the session is over, or the context's error.
+// next call. *Ended when the session is over, ErrParked (see Park), or the context's error.
 func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	for {
 		s.ask(ctx)
@@ -348,6 +344,9 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		if b != nil {
 			s.sent = now
 			return b, nil
+		}
+		if s.park() {
+			return nil, ErrParked
 		}
 		s.rest()
 		wait := s.opts.Heartbeat - now.Sub(s.sent)
@@ -376,10 +375,7 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		case <-s.timer.C:
 		}
 		if due {
-			s.held = true
-			s.mu.Lock()
-			s.live = false // so that take says it again
-			s.mu.Unlock()
+			s.silent()
 		}
 	}
 }
@@ -401,15 +397,12 @@ func (s *Session) until(now time.Time) time.Duration {
 
 // ask asks once a heartbeat whether the grant still holds.
 func (s *Session) ask(ctx context.Context) {
-	if time.Since(s.asked) < s.opts.Heartbeat {
+	now := time.Now()
+	if !s.mustAsk(now) {
 		return
 	}
-	s.asked = time.Now()
-	check := s.Grant().Check
-	if check == nil {
-		return
-	}
-	err := check(ctx)
+	s.asked = now
+	err := s.Grant().Check(ctx)
 	if err == nil || ctx.Err() != nil {
 		return
 	}
@@ -603,11 +596,15 @@ func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 	for i := len(h)/2 - 1; i >= 0; i-- {
 		down(h, i)
 	}
+	most := batchBytes
+	if s.place.index > 0 {
+		most = parkedBytes
+	}
 	var size, hidden int
 	var last, over feed.Seq // where the transaction of the last item ends, and that of the last change
 	for len(h) > 0 {
 		c := h[0].next
-		if over != c.Last() && (len(b.Items) >= s.opts.Limit || size >= batchBytes || hidden >= batchHidden) {
+		if over != c.Last() && (len(b.Items) >= s.opts.Limit || size >= most || hidden >= batchHidden) {
 			return upTo, false
 		}
 		if news := h[0].news(last); news != nil {

@@ -1,0 +1,251 @@
+package hub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// seat follows with a session that parks, and takes what it is given as long as it has room.
+type seat struct {
+	t *testing.T
+	s *hub.Session
+
+	mu      sync.Mutex
+	got     []feed.Seq
+	lives   int
+	batches int // batches that came while it was parked
+	leaves  int
+	full    bool // it takes nothing
+	ended   *hub.Ended
+	at      time.Time // when it ended
+}
+
+func sit(t *testing.T, h *hub.Hub, g hub.Grant, opts hub.SessionOptions) *seat {
+	t.Helper()
+	s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &seat{t: t, s: s}
+	s.Park(x)
+	go x.lane()
+	t.Cleanup(func() { h.Drain(t.Context()); synctest.Wait() })
+	return x
+}
+
+func (x *seat) take(b *feed.Batch) {
+	for _, i := range b.Items {
+		x.got = append(x.got, i.Seq)
+	}
+	if b.Announce {
+		x.lives++
+	}
+}
+
+// told is how often it was told that it is live.
+func (x *seat) told() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.lives
+}
+
+func (x *seat) lane() {
+	for {
+		b, err := x.s.Next(x.t.Context())
+		if errors.Is(err, hub.ErrParked) {
+			return
+		}
+		x.mu.Lock()
+		if err != nil {
+			errors.As(err, &x.ended)
+			x.at = time.Now()
+			x.mu.Unlock()
+			x.s.Close()
+			return
+		}
+		x.take(b)
+		x.mu.Unlock()
+	}
+}
+
+func (x *seat) Deliver(b *feed.Batch, _ *hub.Desk) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.batches++
+	x.take(b) // what does not fit now is the receiver's all the same
+	return !x.full
+}
+
+func (x *seat) Leave() {
+	x.mu.Lock()
+	x.leaves++
+	x.mu.Unlock()
+	go x.lane()
+}
+
+func inParking(t *testing.T, fn func(t *testing.T, h *hub.Hub)) {
+	synctest.Test(t, func(t *testing.T) { fn(t, open(t, feedtest.NewMemory(), hub.Options{})) })
+}
+
+func TestAParkedSessionGetsWhatIsWrittenOnceAndInOrder(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		x := sit(t, h, hub.Everything, hub.SessionOptions{Tick: true})
+		write(t, h, put("todos", "0", `{}`))
+		time.Sleep(time.Second) // the tick is out
+		synctest.Wait()
+		for i := 1; i < 20; i++ {
+			write(t, h, put("todos", fmt.Sprint(i), `{}`))
+			if i == 10 {
+				x.s.Unpark() // and back
+			}
+			if i%3 == 0 {
+				synctest.Wait()
+			}
+		}
+		// More than one batch at a time, and more than a parked session gets in a row.
+		large := `{"a":"` + strings.Repeat("x", 60_000) + `"}`
+		for i := 20; i < 60; i++ {
+			write(t, h, put("todos", fmt.Sprint(i), large))
+		}
+		synctest.Wait()
+		var all []feed.Seq
+		for i := range 60 {
+			all = append(all, feed.Seq(i+1))
+		}
+		if !slices.Equal(x.got, all) {
+			t.Error("it got", x.got)
+		}
+		if x.batches < 5 || x.leaves == 0 {
+			t.Errorf("%d batches came while it was parked, and it left %d times", x.batches, x.leaves)
+		}
+	})
+}
+
+func TestAParkedSessionThatIsSlowLosesNothing(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		slow, other := sit(t, h, hub.Everything, hub.SessionOptions{}), sit(t, h, hub.Everything, hub.SessionOptions{})
+		synctest.Wait()
+		slow.mu.Lock()
+		slow.full = true
+		slow.mu.Unlock()
+		for i := range 30 {
+			write(t, h, put("todos", fmt.Sprint(i), `{}`))
+			synctest.Wait()
+		}
+		if len(slow.got) != 30 || len(other.got) != 30 || slow.leaves != 30 || other.leaves != 0 {
+			t.Errorf("the slow one got %d and left %d times, the other got %d and left %d times", len(slow.got), slow.leaves, len(other.got), other.leaves)
+		}
+	})
+}
+
+func TestAParkedSessionIsToldThatItIsLiveOnceAHeartbeat(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		x := sit(t, h, hub.Everything, hub.SessionOptions{Heartbeat: 10 * time.Second})
+		synctest.Wait()
+		for range 3 {
+			lives := x.told()
+			time.Sleep(7 * time.Second)
+			write(t, h, put("todos", "1", `{}`)) // a batch is as good
+			time.Sleep(10*time.Second - time.Millisecond)
+			synctest.Wait()
+			if n := x.told(); n != lives {
+				t.Errorf("it was told %d times before it was due", n-lives)
+			}
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if n := x.told(); n != lives+1 {
+				t.Errorf("it was told %d times when it was due", n-lives)
+			}
+		}
+		if x.leaves != 0 {
+			t.Errorf("it left %d times", x.leaves)
+		}
+	})
+}
+
+func TestAParkedSessionEndsWithItsCredential(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		began := time.Now()
+		expires, taken := sit(t, h, given("ann", "1", 100*time.Second), hub.SessionOptions{}), sit(t, h, given("bob", "2", time.Hour), hub.SessionOptions{})
+		longer := sit(t, h, given("eve", "3", 50*time.Second), hub.SessionOptions{})
+		time.Sleep(20 * time.Second)
+		if err := longer.s.Renew(given("eve", "4", 500*time.Second), "{}"); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Revoke(t.Context(), root, hub.Revocation{Tenant: "acme", Subject: "bob"}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if taken.ended == nil || taken.ended.Reason != hub.EndRevoked || taken.at.Sub(began) != 20*time.Second {
+			t.Errorf("it was revoked after 20 s, and ended %+v after %s", taken.ended, taken.at.Sub(began))
+		}
+		time.Sleep(580 * time.Second)
+		synctest.Wait()
+		if expires.ended == nil || expires.ended.Reason != hub.EndExpired || expires.at.Sub(began) != 100*time.Second {
+			t.Errorf("it expires after 100 s, and ended %+v after %s", expires.ended, expires.at.Sub(began))
+		}
+		if longer.ended == nil || longer.ended.Reason != hub.EndExpired || longer.at.Sub(began) != 520*time.Second {
+			t.Errorf("it expires after 520 s, and ended %+v after %s", longer.ended, longer.at.Sub(began))
+		}
+	})
+}
+
+func TestAParkedSessionIsAskedAboutAtEveryHeartbeat(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		began := time.Now()
+		asked := 0
+		g := given("ann", "1", time.Hour)
+		g.Check = func(context.Context) error {
+			if asked++; asked == 3 {
+				return &hub.Ended{Reason: hub.EndRevoked}
+			}
+			return nil
+		}
+		x := sit(t, h, g, hub.SessionOptions{Heartbeat: 10 * time.Second})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if x.ended == nil || x.ended.Reason != hub.EndRevoked || x.at.Sub(began) != 30*time.Second {
+			t.Errorf("it ended %+v after %s, asked %d times", x.ended, x.at.Sub(began), asked)
+		}
+	})
+}
+
+// TestPanicsOfAReceiverCostItsSessionOnly: others that are served by the same attendant go on.
+func TestPanicsOfAReceiverCostItsSessionOnly(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		var all []*seat
+		for range 8 {
+			all = append(all, sit(t, h, hub.Everything, hub.SessionOptions{}))
+		}
+		synctest.Wait()
+		all[3].s.Park(bomb{all[3]})
+		write(t, h, put("todos", "1", `{}`))
+		synctest.Wait()
+		write(t, h, put("todos", "2", `{}`))
+		synctest.Wait()
+		for i, x := range all {
+			if i == 3 {
+				if x.ended == nil || x.ended.Reason != hub.EndFailed {
+					t.Errorf("it ended %+v", x.ended)
+				}
+			} else if len(x.got) != 2 {
+				t.Errorf("%d got %d changes", i, len(x.got))
+			}
+		}
+	})
+}
+
+type bomb struct{ *seat }
+
+func (bomb) Deliver(*feed.Batch, *hub.Desk) bool { panic("boom") }

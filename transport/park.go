@@ -1,0 +1,84 @@
+package transport
+
+import (
+	"slices"
+	"syscall"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+)
+
+// What an attendant of parked sessions keeps for those of this package: frames that were made
+// once go to all who stand at the same place.
+type memo struct {
+	attempt  attempt
+	events   shared
+	messages shared
+	framing  messages
+}
+
+func memoOf(desk *hub.Desk) *memo {
+	m, ok := desk.Memo.(*memo)
+	if !ok {
+		m = new(memo)
+		m.attempt.fn = m.attempt.once // a closure for each write would be an allocation for each
+		desk.Memo = m
+	}
+	return m
+}
+
+// shared is a batch with what was made of it.
+type shared struct {
+	common   bool // others may get the same
+	items    []feed.Item
+	cursor   feed.Cursor
+	announce bool
+	buf      []byte // the memory of frames
+	frames   []byte
+}
+
+// is tells whether the batch is the one that the frames were made of.
+func (m *shared) is(b *feed.Batch) bool {
+	return m.common && common(b) && b.Announce == m.announce && b.Cursor == m.cursor && slices.Equal(b.Items, m.items)
+}
+
+// common tells whether a batch holds nothing that only one session gets.
+func common(b *feed.Batch) bool { return len(b.Replies)+len(b.Resets) == 0 && !b.Tick }
+
+// keep remembers what was made of a batch, in buf. The items' frames are held until another
+// batch comes: at most one batch for each attendant.
+func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
+	clear(m.items)
+	m.items = append(m.items[:0], b.Items...)
+	m.common, m.cursor, m.announce, m.buf, m.frames = common(b), b.Cursor, b.Announce, buf, frames
+}
+
+// attempt writes what a socket takes at once.
+type attempt struct {
+	fn   func(fd uintptr) bool
+	left []byte
+	err  error
+}
+
+// write returns what is left. Whatever the error was, who writes the rest meets it again.
+func (a *attempt) write(raw syscall.RawConn, b []byte) (left []byte) {
+	a.left = b
+	_ = raw.Write(a.fn)
+	left, a.left = a.left, nil
+	return left
+}
+
+// once always says that it is done: the poller would wait otherwise.
+func (a *attempt) once(fd uintptr) bool {
+	for len(a.left) > 0 {
+		n, err := syscall.Write(int(fd), a.left)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return true
+		}
+		a.left = a.left[n:]
+	}
+	return true
+}
