@@ -20,7 +20,8 @@ import (
 // send, pong and Write may be called concurrently.
 type link struct {
 	net.Conn
-	early []byte // owned by Read: what came with the handshake
+	early []byte        // owned by Read: what came with the handshake
+	read  *bufio.Reader // the library's
 
 	rest []byte // owned by who calls attempt: what it has left
 	torn bool   // and in the middle of a frame
@@ -43,6 +44,19 @@ func (l *link) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return l.Conn.Read(b)
+}
+
+// buffered tells whether something was received that was not read yet. It is owned by whoever
+// reads.
+func (l *link) buffered() bool { return len(l.early) > 0 || l.read.Buffered() > 0 }
+
+// pongOf is the size of the pong that a client's bytes begin with, 0 if that is not a whole one.
+func pongOf(b []byte) int {
+	const masked = 0x80
+	if len(b) < 6 || b[0] != opPong || b[1]&masked == 0 || b[1] > masked|125 || len(b) < 6+int(b[1]&^masked) {
+		return 0
+	}
+	return 6 + int(b[1]&^masked)
 }
 
 // Write is for the library: frames that close.
@@ -130,7 +144,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
 	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1)}
-	return h.link, bufio.NewReadWriter(bufio.NewReaderSize(h.link, 1024), bufio.NewWriterSize(h.link, 256)), nil
+	h.link.read = bufio.NewReaderSize(h.link, 512)
+	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 256)), nil
 }
 
 const headerRoom = 10 // the longest header of a frame

@@ -57,6 +57,7 @@ type Server struct {
 	ready   chan struct{}          // closed by the first Serve
 	streams tally                  // on connections that were taken over, which http.Server does not wait for
 	csrf    *http.CrossOriginProtection
+	idle    readable // sockets of streams that wait
 
 	mu       sync.Mutex
 	problems map[hub.Code]uint64 // guarded by mu

@@ -3,6 +3,7 @@ package transport_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -341,4 +342,52 @@ type slowly struct{ io.Reader }
 func (s slowly) Read(b []byte) (int, error) {
 	time.Sleep(500 * time.Millisecond)
 	return s.Reader.Read(b[:min(len(b), 1000)])
+}
+
+// TestFollowersThatWaitHoldNoGoroutine: else idle clients cost the server several times their memory.
+func TestFollowersThatWaitHoldNoGoroutine(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("readable is for Linux")
+	}
+	s := open(t, settings{})
+	before := runtime.NumGoroutine()
+	var all []io.Closer
+	const each = 30
+	for range each {
+		all = append(all, s.request(sse, "c=todos&heartbeat=30"))
+	}
+	sockets := make([]*rawSocket, each)
+	for i := range sockets {
+		sockets[i], _ = s.socket("c=todos&heartbeat=30")
+		all = append(all, sockets[i].conn)
+	}
+	s.sessions(2 * each)
+	const few = 12 // of the server: attendants, a reader of idle sockets, and what just ends
+	idle := func() {
+		t.Helper()
+		s.eventually("no goroutines", func() bool { return runtime.NumGoroutine() <= before+few })
+	}
+	idle()
+	for _, c := range sockets { // what browsers do about pings, and what proxies do
+		if err := errors.Join(c.write(10, ""), c.write(10, "hello")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.write(1, `{"type":"subscribe","id":"1","collections":[{"name":"notes"}]}`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range sockets {
+		for done := false; !done; {
+			_, payload, err := c.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = strings.Contains(payload, `"type":"done"`)
+		}
+	}
+	idle()
+	for _, c := range all {
+		c.Close()
+	}
+	s.sessions(0) // noticed at once, though nobody reads
 }

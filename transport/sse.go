@@ -41,8 +41,8 @@ func (s *Server) sse(w http.ResponseWriter, r *http.Request, session *hub.Sessio
 		head := headOf(w.Header(), k.chunked)
 		k.left = append(head, k.piece(append(k.room(nil), first...))...)
 		s.streams.add()
+		k.watch()
 		go k.lane()
-		go k.watch()
 		return nil
 	}
 	defer leave()
@@ -92,6 +92,7 @@ type stream struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	leave   func()
+	watched uint64 // 0: a goroutine does it
 
 	left []byte // owned by lane, or by whoever serves it parked: what must be written first
 }
@@ -155,20 +156,43 @@ func (k *stream) finish() {
 	k.session.Close()
 	k.leave()
 	k.cancel()
+	k.server.idle.forget(k.watched)
 	_ = k.conn.Close()
 	k.server.streams.done()
 }
 
 // watch ends the stream when its client is gone. Whatever else a client sends is not for us.
 func (k *stream) watch() {
-	var b [1]byte
-	for {
-		if _, err := k.conn.Read(b[:]); err != nil {
-			k.cancel()
-			k.session.Unpark()
+	if k.raw != nil {
+		var ok bool
+		if k.watched, ok = k.server.idle.watch(k.raw, k.readable); ok {
 			return
 		}
 	}
+	go func() {
+		var b [1]byte
+		for {
+			if _, err := k.conn.Read(b[:]); err != nil {
+				k.gone()
+				return
+			}
+		}
+	}()
+}
+
+// readable is called when there is something to read.
+func (k *stream) readable(id uint64) {
+	var b [512]byte
+	if _, over := arrived(k.raw, b[:], false); over {
+		k.gone()
+		return
+	}
+	k.server.idle.again(k.raw, id)
+}
+
+func (k *stream) gone() {
+	k.cancel()
+	k.session.Unpark()
 }
 
 // chunkRoom is room for a chunk's size: 7 digits and a line end.

@@ -33,7 +33,8 @@ const requestsInFlight = 32
 const leaving = 5 * time.Second
 
 // socket is one WebSocket: a goroutine in pump that writes, unless it is parked, one that
-// reads requests, and, from the first write on, one that waits for the outcome of writes.
+// reads requests, while there are any, and, from the first write on, one that waits for the
+// outcome of writes.
 //
 // The library shakes hands, reads and closes; frames go out through link.
 type socket struct {
@@ -52,9 +53,13 @@ type socket struct {
 	beat    time.Duration
 	slots   chan struct{} // a place for each request that is not answered
 	workers sync.WaitGroup
-	unsaid  tally // writes whose outcome is not among the replies yet
+	watched uint64 // 0: it is always read
+	unsaid  tally  // writes whose outcome is not among the replies yet
 
 	writes chan written // owned by read: as many places as slots; nil before the first
+
+	reading sync.Mutex // held by read
+	over    bool       // guarded by reading: it is not read any more
 
 	// Owned by lane, or by whoever serves it parked.
 	messages messages
@@ -110,7 +115,7 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	k.silent.Stop()
 	s.streams.add()
 	k.link.rest = messageOf(open.Append(nil))
-	k.workers.Go(k.read)
+	k.watch()
 	go k.lane()
 	return nil
 }
@@ -160,6 +165,13 @@ func (k *socket) finish() {
 	k.cancel(nil)
 	_ = k.conn.CloseNow()
 	_ = k.link.Close() // CloseNow does nothing once Close has begun
+	k.server.idle.forget(k.watched)
+	k.reading.Lock()
+	k.over = true
+	if k.writes != nil {
+		close(k.writes)
+	}
+	k.reading.Unlock()
 	k.workers.Wait()
 	k.silent.Stop()
 	k.server.streams.done()
@@ -327,35 +339,82 @@ func (k *socket) ponged(context.Context, []byte) {
 	k.unanswered.Store(false)
 }
 
-// read reads requests, until the client leaves or sends what can't be read.
-func (k *socket) read() {
-	defer func() {
-		if k.writes != nil {
-			close(k.writes)
+// watch has the socket read when there is something to read.
+func (k *socket) watch() {
+	if early := k.link.buffered(); k.raw != nil {
+		var ok bool
+		if k.watched, ok = k.server.idle.watch(k.raw, k.readable); ok {
+			if early {
+				go k.read(k.watched)
+			}
+			return
 		}
-	}()
-	defer k.recover()
+	}
+	go k.read(0)
+}
+
+// readable is called when there is something to read. Pongs are most of what there is, and are
+// taken here: the library would hold a goroutine until a message follows.
+func (k *socket) readable(id uint64) {
+	if !k.reading.TryLock() {
+		return // what came early is being read, and so will be what is there now
+	}
+	defer k.reading.Unlock()
+	var b [6 + 125]byte
 	for {
+		n, over := arrived(k.raw, b[:], true)
+		switch size := pongOf(b[:n]); {
+		case over || size == 0 && n > 0:
+			go k.read(id)
+			return
+		case n == 0:
+			k.server.idle.again(k.raw, id)
+			return
+		default:
+			_, _ = arrived(k.raw, b[:size], false)
+			k.ponged(nil, nil)
+		}
+	}
+}
+
+// read reads requests, until there is nothing to read, the client leaves, or it sends what can't
+// be read.
+func (k *socket) read(id uint64) {
+	if k.readAll(id != 0) {
+		k.server.idle.again(k.raw, id) // not while it is being read: readable would do nothing
+	}
+}
+
+// readAll tells whether it has stopped because there is nothing more to read now.
+func (k *socket) readAll(mayStop bool) (stopped bool) {
+	k.reading.Lock()
+	defer k.reading.Unlock()
+	defer k.recover()
+	for !k.over {
 		kind, message, err := k.conn.Read(k.ctx)
 		if err != nil {
 			k.gone(err)
-			return
+			return false
 		}
 		if kind != websocket.MessageText {
 			if k.place() {
 				k.bad("a message must be text")
 			}
-			return
+			return false
 		}
 		for line := range bytes.SplitSeq(message, []byte("\n")) {
 			if len(bytes.TrimSpace(line)) == 0 {
 				continue
 			}
 			if !k.place() || !k.request(line) {
-				return
+				return false
 			}
 		}
+		if mayStop && !k.link.buffered() {
+			return true
+		}
 	}
+	return false
 }
 
 // gone ends the socket because it can't be read any more.

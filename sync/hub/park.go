@@ -93,14 +93,14 @@ type place struct {
 // belongs to.
 func (s *Session) Park(p Parked) { s.place.parked = p }
 
-// Unpark has a parked session leave. It may be called concurrently, and does nothing to one
-// that is not parked.
+// Unpark has a parked session leave; one that is not parked waits once more in Next before it
+// is, where it sees that its context has ended. It may be called concurrently.
 func (s *Session) Unpark() {
 	p := &s.place
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.leave = true
 	if p.taken {
-		p.leave = true
 		p.call(s)
 	}
 }
@@ -153,6 +153,10 @@ func (s *Session) park() bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.leave {
+		p.leave = false
+		return false
+	}
 	select {
 	case <-s.wake:
 		s.wake <- struct{}{} // for the wait that follows

@@ -249,3 +249,20 @@ func TestPanicsOfAReceiverCostItsSessionOnly(t *testing.T) {
 type bomb struct{ *seat }
 
 func (bomb) Deliver(*feed.Batch, *hub.Desk) bool { panic("boom") }
+
+// TestASessionWhoseClientLeavesAsItIsParkedIsLetGo: else it would stay until its next heartbeat.
+func TestASessionWhoseClientLeavesAsItIsParkedIsLetGo(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		s := follow(t, h, hub.Everything)
+		s.Park(&seat{t: t, s: s})
+		if _, err := s.Next(t.Context()); err != nil { // live
+			t.Fatal(err)
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		leave()
+		s.Unpark()
+		if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}

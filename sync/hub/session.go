@@ -345,7 +345,7 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 			s.sent = now
 			return b, nil
 		}
-		if s.park() {
+		if ctx.Err() == nil && s.park() {
 			return nil, ErrParked
 		}
 		s.rest()

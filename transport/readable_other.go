@@ -1,0 +1,14 @@
+//go:build !linux
+
+package transport
+
+import "syscall"
+
+// readable is for Linux; elsewhere a goroutine waits for each socket.
+type readable struct{}
+
+func (*readable) watch(syscall.RawConn, func(id uint64)) (id uint64, ok bool) { return 0, false }
+func (*readable) again(syscall.RawConn, uint64)                               {}
+func (*readable) forget(uint64)                                               {}
+
+func arrived(syscall.RawConn, []byte, bool) (n int, over bool) { return 0, true }
