@@ -109,11 +109,14 @@ type fences struct {
 // rate is what a tenant has of its rates left, and what of it waits for the writer. One
 // that is full and waits for nothing is as good as none, and is forgotten.
 type rate struct {
-	at            time.Time
+	at, over      time.Time // over: when it was last refused
 	writes, bytes float64
 	waiting       int
 	waitingBytes  int64
 }
+
+// patience is for how long the writes of a tenant that was refused wait for those of others.
+const patience = time.Second
 
 // rateBurst is for how long a tenant may save up.
 const rateBurst = 2 * time.Second
@@ -190,6 +193,10 @@ func (f *fences) enter(p *Pending) error {
 	}
 	r.fill(l, now)
 	if !p.own {
+		if r.writes < float64(n) || r.bytes < float64(size) {
+			r.over = now
+		}
+		p.patient = now.Sub(r.over) < patience
 		switch {
 		case r.writes < float64(n):
 			return tooMuch(name, LimitWrites, (float64(n)-r.writes)/float64(l.Writes), "%d changes a second", l.Writes)

@@ -483,3 +483,53 @@ func quietTenant(b *testing.B, disk time.Duration) {
 	b.ReportMetric(p99(with), "p99-µs")
 	b.ReportMetric(float64(refused), "refused")
 }
+
+// TestATenantOverItsLimitIsNotWaitedFor: what it may write goes with what others write, so that
+// others don't wait while the disk is synced for it alone; and what it wrote is there soon anyway.
+func TestATenantOverItsLimitIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := feedtest.NewMemory()
+		h := open(t, log, hub.Options{TenantLimits: map[string]hub.Limits{"noisy": {Writes: 1000}}})
+		var all []hub.Write
+		for i := range feed.MaxChanges {
+			all = append(all, put("todos", fmt.Sprint(i), `{}`))
+		}
+		var err error
+		for err == nil {
+			err = into(h, "noisy", all...)
+		}
+		tooMany(t, err, "1000 changes a second")
+		time.Sleep(100 * time.Millisecond)
+		begin := func(tenant, key string) *hub.Pending {
+			p, err := h.Begin(hub.Everything, hub.Request{Tenant: tenant, Writes: []hub.Write{put("todos", key, `{}`)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		before, began := log.Appends(), time.Now()
+		var noisy []*hub.Pending
+		for i := range 5 {
+			time.Sleep(time.Millisecond)
+			noisy = append(noisy, begin("noisy", fmt.Sprint(i)))
+		}
+		quiet := begin("quiet", "1")
+		first, err := noisy[0].Wait(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := quiet.Wait(t.Context())
+		if err != nil || time.Since(began) != 5*time.Millisecond || log.Appends() != before+1 || second.Cursor.Seq <= first.Cursor.Seq {
+			t.Errorf("the quiet one's write took %s and %d groups: %v", time.Since(began), log.Appends()-before, err)
+		}
+		began = time.Now()
+		if _, err := begin("noisy", "late").Wait(t.Context()); err != nil || time.Since(began) != 20*time.Millisecond {
+			t.Errorf("the noisy one's write took %s with nobody else there: %v", time.Since(began), err)
+		}
+		time.Sleep(2 * time.Second)
+		began = time.Now()
+		if err := into(h, "noisy", put("todos", "1", `{}`)); err != nil || time.Since(began) != 0 {
+			t.Errorf("after a pause it took %s: %v", time.Since(began), err)
+		}
+	})
+}

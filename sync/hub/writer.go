@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/fault"
@@ -77,6 +78,8 @@ type Pending struct {
 	writes []prepared
 	size   int64
 	own    bool // it is the hub's: names and bounds of clients do not count
+
+	patient bool // its tenant writes more than it may: it has no group made for it alone, for a while
 
 	done   chan struct{} // closed when what follows is set
 	result Result
@@ -290,6 +293,8 @@ func (h *Hub) run() {
 	defer forget.Stop()
 	wake := time.NewTimer(wakeMost)
 	defer wake.Stop()
+	waited := time.NewTimer(0)
+	defer waited.Stop()
 	for {
 		var due <-chan time.Time
 		if until := h.untilDeadline(); until >= 0 {
@@ -298,7 +303,15 @@ func (h *Hub) run() {
 		}
 		select {
 		case p := <-h.queue:
-			h.write(p)
+			h.line = append(h.line, p)
+			switch {
+			case !p.patient:
+				h.write()
+			case len(h.line) == 1:
+				waited.Reset(patientFor)
+			}
+		case <-waited.C:
+			h.write()
 		case <-due:
 			h.expire()
 		case fn := <-h.door:
@@ -306,15 +319,10 @@ func (h *Hub) run() {
 		case <-forget.C:
 			h.forget()
 		case <-h.stop:
-			for {
-				select {
-				case p := <-h.queue:
-					h.write(p)
-					continue
-				default:
-				}
-				return
+			for h.another() {
 			}
+			h.write()
+			return
 		}
 	}
 }
@@ -337,12 +345,26 @@ func (h *Hub) inWriter(ctx context.Context, fn func()) error {
 	}
 }
 
-// write decides p and what waits behind it, up to a group's size, and sees it through.
-func (h *Hub) write(p *Pending) {
+// patientFor is how long a write of a tenant that writes more than it may waits for others': a
+// sync of the disk for each of its writes would be what others wait for.
+const patientFor = 20 * time.Millisecond
+
+// write sees all that stands in line through, in groups.
+func (h *Hub) write() {
+	for len(h.line) > 0 {
+		h.writeGroup()
+	}
+}
+
+// writeGroup decides what stands in line and what is behind it, up to a group's size, and sees
+// that through.
+func (h *Hub) writeGroup() {
 	g := h.newGroup()
 	g.expire()
 	var decided []*Pending
-	for p != nil {
+	n := 0
+	for ; g.size < feed.GroupSize && (n < len(h.line) || h.another()); n++ {
+		p := h.line[n]
 		h.fences.leave(p)
 		if result, err := h.decide(g, p); err != nil {
 			p.answer(Result{}, h.counted(p.req.Tenant, err))
@@ -350,14 +372,8 @@ func (h *Hub) write(p *Pending) {
 			p.result = result
 			decided = append(decided, p)
 		}
-		p = nil
-		if g.size < feed.GroupSize {
-			select {
-			case p = <-h.queue:
-			default:
-			}
-		}
 	}
+	h.line = slices.Delete(h.line, 0, n)
 	early := h.boundIDs(g)
 	err := h.commit(g)
 	if err == nil && early {
@@ -369,6 +385,17 @@ func (h *Hub) write(p *Pending) {
 		} else {
 			p.answer(p.result, nil)
 		}
+	}
+}
+
+// another takes a request out of the queue, if there is one.
+func (h *Hub) another() bool {
+	select {
+	case p := <-h.queue:
+		h.line = append(h.line, p)
+		return true
+	default:
+		return false
 	}
 }
 
