@@ -6,6 +6,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
@@ -92,7 +93,7 @@ func (s *Server) revoke(w http.ResponseWriter, r *http.Request, c call) error {
 	}
 	reply(w, http.StatusOK, struct {
 		Revoked string `json:"revoked"`
-	}{time.Now().UTC().Format("2006-01-02T15:04:05.000Z07:00")})
+	}{time.Now().UTC().Format(feed.AtLayout)})
 	return nil
 }
 

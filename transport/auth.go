@@ -91,10 +91,10 @@ func bearer(r *http.Request) (string, error) {
 			continue // a proxy's, which it has checked itself
 		}
 		if found {
-			return "", newProblem(codeUnauthenticated, "the request has more than one token: of two, somebody on the way may have believed the other")
+			return "", newProblem(hub.Unauthenticated, "the request has more than one token: of two, somebody on the way may have believed the other")
 		}
 		if token, found = strings.Trim(rest, " "), true; token == "" {
-			return "", newProblem(codeUnauthenticated, "the token is empty: Authorization: Bearer TOKEN")
+			return "", newProblem(hub.Unauthenticated, "the token is empty: Authorization: Bearer TOKEN")
 		}
 	}
 	return token, nil
@@ -106,22 +106,22 @@ func (t Tokens) cookie(r *http.Request) (string, error) {
 	switch {
 	case len(cookies) > 1:
 		// Another site of the same domain can set one of its own, and nothing tells which is whose.
-		return "", newProblem(codeUnauthenticated, "the request has %d cookies %s: delete all but one", len(cookies), CookieName)
+		return "", newProblem(hub.Unauthenticated, "the request has %d cookies %s: delete all but one", len(cookies), CookieName)
 	case len(cookies) == 1 && cookies[0].Value == "":
-		return "", newProblem(codeUnauthenticated, "the cookie %s is empty", CookieName)
+		return "", newProblem(hub.Unauthenticated, "the cookie %s is empty", CookieName)
 	case len(cookies) == 1 && !t.Origins.trusts(r):
-		return "", newProblem(codeUnauthenticated, "a cookie counts only from a page whose origin is allowed, and this request is from %s: add it to --origins, or send Authorization: Bearer", from(r))
+		return "", newProblem(hub.Unauthenticated, "a cookie counts only from a page whose origin is allowed, and this request is from %s: add it to --origins, or send Authorization: Bearer", from(r))
 	case len(cookies) == 1:
 		return cookies[0].Value, nil
 	case len(r.Header["Authorization"]) > 0:
-		return "", newProblem(codeUnauthenticated, "Authorization is not Bearer: send Authorization: Bearer TOKEN")
+		return "", newProblem(hub.Unauthenticated, "Authorization is not Bearer: send Authorization: Bearer TOKEN")
 	}
 	for _, name := range []string{"token", "access_token", "jwt", "auth", "authorization"} {
 		if r.URL != nil && strings.Contains(r.URL.RawQuery, name+"=") {
-			return "", newProblem(codeUnauthenticated, "no token is read from a URL, which proxies and histories keep: send Authorization: Bearer, or swap it for a ticket (POST /v1/{tenant}/tickets) and open the feed with ?ticket=")
+			return "", newProblem(hub.Unauthenticated, "no token is read from a URL, which proxies and histories keep: send Authorization: Bearer, or swap it for a ticket (POST /v1/{tenant}/tickets) and open the feed with ?ticket=")
 		}
 	}
-	return "", newProblem(codeUnauthenticated, "send a token: Authorization: Bearer TOKEN, the cookie %s, or a ticket (POST /v1/{tenant}/tickets)", CookieName)
+	return "", newProblem(hub.Unauthenticated, "send a token: Authorization: Bearer TOKEN, the cookie %s, or a ticket (POST /v1/{tenant}/tickets)", CookieName)
 }
 
 func from(r *http.Request) string {
@@ -150,7 +150,7 @@ func (a App) Authorize(r *http.Request) (hub.Grant, error) {
 	}
 	if len(r.Header["Cookie"]) > 0 && !a.Origins.trusts(r) {
 		if len(r.Header["Authorization"]) == 0 {
-			return hub.Grant{}, newProblem(codeUnauthenticated, "cookies count only from a page whose origin is allowed, and this request is from %s: add it to --origins, or send Authorization", from(r))
+			return hub.Grant{}, newProblem(hub.Unauthenticated, "cookies count only from a page whose origin is allowed, and this request is from %s: add it to --origins, or send Authorization", from(r))
 		}
 		r = r.Clone(r.Context())
 		r.Header.Del("Cookie")

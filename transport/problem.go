@@ -14,8 +14,6 @@ import (
 
 // code is the kind of a problem; the hub has some, HTTP adds these.
 const (
-	codeUnauthenticated = hub.Unauthenticated
-
 	codeNotFound hub.Code = "not-found"
 	codeUpgrade  hub.Code = "upgrade-required"
 	codeInternal hub.Code = "internal"
@@ -27,7 +25,7 @@ var statuses = map[hub.Code]int{
 	hub.BadName:         http.StatusBadRequest,
 	hub.TooLarge:        http.StatusRequestEntityTooLarge,
 	hub.TooMany:         http.StatusBadRequest, // more of something in one request than it may have
-	codeUnauthenticated: http.StatusUnauthorized,
+	hub.Unauthenticated: http.StatusUnauthorized,
 	hub.Forbidden:       http.StatusForbidden,
 	codeNotFound:        http.StatusNotFound,
 	codeUpgrade:         http.StatusUpgradeRequired,

@@ -140,7 +140,7 @@ func (k *socket) auth(line, id []byte) error {
 		return err
 	}
 	if f.Token == "" || strings.ContainsFunc(f.Token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
-		return newProblem(codeUnauthenticated, "the token is empty, or holds characters that none may")
+		return newProblem(hub.Unauthenticated, "the token is empty, or holds characters that none may")
 	}
 	p := k.papers
 	p.authorization = []string{"Bearer " + f.Token}

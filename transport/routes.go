@@ -279,7 +279,7 @@ func unauthenticated(err error) error {
 	if errors.As(err, &p) || errors.As(err, &refusal) {
 		return err
 	}
-	return newProblem(codeUnauthenticated, "%s", err)
+	return newProblem(hub.Unauthenticated, "%s", err)
 }
 
 // stranger asks the gate whether a feed may begin. A poll that has a cursor goes on with

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
@@ -144,7 +145,7 @@ func (s *Server) issueTicket(w http.ResponseWriter, r *http.Request, c call) err
 	reply(w, http.StatusOK, struct {
 		Ticket  string `json:"ticket"`
 		Expires string `json:"expires"`
-	}{text, expires.UTC().Format("2006-01-02T15:04:05.000Z07:00")})
+	}{text, expires.UTC().Format(feed.AtLayout)})
 	return nil
 }
 
@@ -156,7 +157,7 @@ func (s *Server) redeem(r *http.Request) (grant hub.Grant, p papers, ok bool, er
 		return hub.Grant{}, papers{}, false, nil // what is wrong with the query is said later
 	}
 	if len(q["ticket"]) > 1 {
-		return grant, p, true, newProblem(codeUnauthenticated, "the request has more than one ticket")
+		return grant, p, true, newProblem(hub.Unauthenticated, "the request has more than one ticket")
 	}
 	t, found, err := s.opts.Tickets.Redeem(r.Context(), q.Get("ticket"))
 	if err != nil {
@@ -165,16 +166,16 @@ func (s *Server) redeem(r *http.Request) (grant hub.Grant, p papers, ok bool, er
 	p = papersOf(r)
 	switch {
 	case !found:
-		return grant, p, true, newProblem(codeUnauthenticated, "the ticket was used, has expired (%d s) or never was: get another", int(TicketLife.Seconds()))
+		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket was used, has expired (%d s) or never was: get another", int(TicketLife.Seconds()))
 	case t.Tenant != TenantOf(r):
-		return grant, p, true, newProblem(codeUnauthenticated, "the ticket is for another tenant")
+		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket is for another tenant")
 	case t.Origin != p.origin && (p.origin != "" || !sameOrigin(r) || hostOf(t.Origin) != r.Host):
-		return grant, p, true, newProblem(codeUnauthenticated, "the ticket was given to another page: it counts for the origin that asked for it")
+		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket was given to another page: it counts for the origin that asked for it")
 	}
 	p.authorization, p.cookie, p.origin = t.Authorization, t.Cookie, t.Origin
 	grant, err = s.opts.Authorizer.Authorize(p.request(r.Context()))
 	if err == nil && grant.Subject != t.Subject {
-		err = newProblem(codeUnauthenticated, "the ticket was given to somebody else: get another")
+		err = newProblem(hub.Unauthenticated, "the ticket was given to somebody else: get another")
 	}
 	return grant, p, true, err
 }

@@ -58,7 +58,8 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 	case (tokens || a.AuthURL != "") && a.InsecureNoCredentials:
 		return s, errors.New("--insecure-no-credentials is for a server without them: leave it out, or what makes credentials")
 	case tokens:
-		return s, c.tokens(ctx, &s, secret)
+		err = c.tokens(ctx, &s, secret)
+		return s, err
 	case a.AuthURL != "":
 		f, err := credential.NewForward(credential.ForwardOptions{
 			URL: a.AuthURL, InsecureHTTP: a.InsecureHTTPKeys, Cookies: a.AuthCookies, Filter: compileFilter, Logger: c.Logger,

@@ -75,13 +75,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for code, n := range m.front.Problems() {
 		count(descProblems, float64(n), string(code))
 	}
-	limited := make(map[hub.Limit]int64)
-	for _, stats := range m.hub.Tenants() {
-		for limit, n := range stats.Refused {
-			limited[limit] += n
-		}
-	}
-	for limit, n := range limited {
+	for limit, n := range stats.Refused {
 		count(descLimited, float64(n), string(limit))
 	}
 	reading := m.gate.Watch.Reading()

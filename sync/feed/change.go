@@ -69,9 +69,10 @@ const (
 )
 
 const (
-	atLayout = "2006-01-02T15:04:05.000Z"
+	// AtLayout is how times are written, for time.Format; they must be in UTC.
+	AtLayout = "2006-01-02T15:04:05.000Z"
 	atText   = `,"at":"`
-	toValue  = len(atText+atLayout+`"`) + len(`,"value":`)
+	toValue  = len(atText+AtLayout+`"`) + len(`,"value":`)
 )
 
 // NewChange encodes a change. The fields must be valid: names checked, the time
@@ -185,7 +186,7 @@ func (c *Change) Key() string {
 // At is when the change was written, in milliseconds since 1970, UTC.
 func (c *Change) At() int64 {
 	from := c.afterBy() + len(atText)
-	t, err := time.Parse(atLayout, c.frame[from:from+len(atLayout)])
+	t, err := time.Parse(AtLayout, c.frame[from:from+len(AtLayout)])
 	if err != nil {
 		panic("feed: a frame of our own can't be read: " + err.Error())
 	}

@@ -356,7 +356,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			}
 			rec.Value = merged
 			// It is no deeper than both were, and what is short has few elements.
-			if len(merged) > MaxValue || len(merged) > MaxElements && CheckBounds([]byte(merged)) != nil {
+			if len(merged) > MaxValue || len(merged) > MaxElements && CheckBounds([]byte(merged), MaxDepth, MaxElements) != nil {
 				d.Status = tooLarge
 				return d
 			}

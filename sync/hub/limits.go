@@ -3,8 +3,6 @@ package hub
 import (
 	"errors"
 	"fmt"
-	"iter"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -277,20 +275,4 @@ func (h *Hub) TenantStats(tenant string) TenantStats {
 		h.mu.Unlock()
 	}
 	return stats
-}
-
-// Tenants are those that were written to or are followed now, in no order, each with its
-// figures when it is its turn.
-func (h *Hub) Tenants() iter.Seq2[string, TenantStats] {
-	return func(yield func(string, TenantStats) bool) {
-		s := h.state
-		s.mu.RLock()
-		names := slices.Collect(maps.Keys(s.tenants))
-		s.mu.RUnlock()
-		for _, name := range names {
-			if name != allTenants && !yield(name, h.TenantStats(name)) {
-				return
-			}
-		}
-	}
 }

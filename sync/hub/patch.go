@@ -22,7 +22,7 @@ func compact(what string, raw []byte) (string, error) {
 	if len(raw) == 0 || raw[0] != '{' {
 		return "", refuse(BadRequest, `%s must be a JSON object, like {"title":"milk"}`, what)
 	}
-	if err := CheckBounds(raw); err != nil {
+	if err := CheckBounds(raw, MaxDepth, MaxElements); err != nil {
 		return "", refuse(BadRequest, "%s %s", what, err)
 	}
 	v := jsontext.Value(bytes.Clone(raw))
@@ -35,9 +35,10 @@ func compact(what string, raw []byte) (string, error) {
 	return string(v), nil
 }
 
-// CheckBounds returns an error if a JSON text nests deeper than MaxDepth or has more
-// than MaxElements elements. It says nothing about whether the text is valid.
-func CheckBounds(raw []byte) error {
+// CheckBounds returns an error if a JSON text nests deeper than mostDepth or has more
+// than mostElements elements. It says nothing about whether the text is valid, and is done
+// before it is parsed, so that depth costs no stack.
+func CheckBounds(raw []byte, mostDepth, mostElements int) error {
 	depth, elements, quoted := 0, 0, false
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
@@ -55,16 +56,16 @@ func CheckBounds(raw []byte) error {
 			quoted = true
 		case '{', '[':
 			elements++
-			if depth++; depth > MaxDepth {
-				return fmt.Errorf("nests deeper than %d levels: flatten it", MaxDepth)
+			if depth++; depth > mostDepth {
+				return fmt.Errorf("nests deeper than %d levels: flatten it", mostDepth)
 			}
 		case '}', ']':
 			depth--
 		case ',', ':':
 			elements++
 		}
-		if elements > MaxElements {
-			return fmt.Errorf("has more than %d elements: split it", MaxElements)
+		if elements > mostElements {
+			return fmt.Errorf("has more than %d elements: split it", mostElements)
 		}
 	}
 	return nil

@@ -160,8 +160,8 @@ func FuzzValue(f *testing.F) {
 		}
 		depth, elements, ok := shape(raw)
 		bounds := depth <= hub.MaxDepth && elements <= hub.MaxElements
-		if ok && (hub.CheckBounds(raw) == nil) != bounds {
-			t.Fatalf("%s: depth %d, elements %d: %v", raw, depth, elements, hub.CheckBounds(raw))
+		if ok && (hub.CheckBounds(raw, hub.MaxDepth, hub.MaxElements) == nil) != bounds {
+			t.Fatalf("%s: depth %d, elements %d: %v", raw, depth, elements, hub.CheckBounds(raw, hub.MaxDepth, hub.MaxElements))
 		}
 		if err != nil {
 			var r *hub.Refusal

@@ -230,7 +230,7 @@ func (r *remote) read(ctx context.Context) (err error) {
 // parseJWKS reads a set (RFC 7517 section 5). Keys that are not taken are left out, with
 // the reasons; a set that has none left is an error.
 func parseJWKS(body []byte) (keys []*key, skipped []string, err error) {
-	if err := hub.CheckBounds(body); err != nil {
+	if err := hub.CheckBounds(body, hub.MaxDepth, hub.MaxElements); err != nil {
 		return nil, nil, fmt.Errorf("the set %w", err)
 	}
 	var set struct {

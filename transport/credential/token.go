@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"unicode"
 
 	jsonv2 "github.com/go-json-experiment/json"
+
+	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
 // Bounds of a token, and of what an app answers.
@@ -118,9 +119,10 @@ func decode(what, text string) ([]byte, error) {
 // deep, not many. Numbers stay as they are written, json.Number: of two large ids that are the same as
 // floats, one must not pass for the other in a filter.
 func object(what string, raw []byte) (map[string]any, error) {
-	if err := checkBounds(raw); err != nil {
+	if err := hub.CheckBounds(raw, maxDepth, maxElements); err != nil {
 		return nil, refuse(Malformed, "the token's %s %s", what, err)
 	}
+	// Twice: the first is strict, also about numbers that are past all; the second keeps them.
 	var m map[string]any
 	if err := jsonv2.Unmarshal(raw, &m); err != nil || m == nil {
 		// The error would quote the token.
@@ -133,34 +135,6 @@ func object(what string, raw []byte) (map[string]any, error) {
 		return nil, refuse(Malformed, "the token's %s is not a JSON object", what)
 	}
 	return m, nil
-}
-
-// checkBounds is done before parsing, so that depth costs no stack.
-func checkBounds(raw []byte) error {
-	depth, elements, quoted := 0, 0, false
-	for i := 0; i < len(raw); i++ {
-		c := raw[i]
-		switch {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			elements++
-			if depth++; depth > maxDepth {
-				return fmt.Errorf("nests deeper than %d levels", maxDepth)
-			}
-		case c == '}' || c == ']':
-			depth--
-		case c == ',' || c == ':':
-			elements++
-		}
-	}
-	if elements > maxElements {
-		return fmt.Errorf("has more than %d elements", maxElements)
-	}
-	return nil
 }
 
 // printable tells whether text, which came as JSON and so is UTF-8, may be an id.
