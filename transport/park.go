@@ -57,7 +57,6 @@ func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
 type attempt struct {
 	fn   func(fd uintptr) bool
 	left []byte
-	err  error
 }
 
 // write returns what is left. Whatever the error was, who writes the rest meets it again.

@@ -334,7 +334,9 @@ func (k *socket) pong(_ context.Context, payload []byte) bool {
 }
 
 // ponged is called for each pong: whatever it answers, the peer is there.
-func (k *socket) ponged(context.Context, []byte) {
+func (k *socket) ponged(context.Context, []byte) { k.answered() }
+
+func (k *socket) answered() {
 	k.silent.Stop()
 	k.unanswered.Store(false)
 }
@@ -372,7 +374,7 @@ func (k *socket) readable(id uint64) {
 			return
 		default:
 			_, _ = arrived(k.raw, b[:size], false)
-			k.ponged(nil, nil)
+			k.answered()
 		}
 	}
 }
