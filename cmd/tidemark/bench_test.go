@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -305,4 +306,30 @@ func BenchmarkNoisyTenant(b *testing.B) {
 	b.ReportMetric(quantile(with, 50)/quantile(without, 50), "p50-with/without")
 	b.ReportMetric(quantile(without, 99), "p99-µs-without")
 	b.ReportMetric(float64(refused), "refused")
+}
+
+// TestBenchGetsAndChecksAllThatIsWritten: over each transport, through a storm and a replay.
+func TestBenchGetsAndChecksAllThatIsWritten(t *testing.T) {
+	addr := freePort(t)
+	p := serve(t, addr, t.TempDir(), "--admin-listen", "off")
+	for _, tr := range []string{"sse", "websocket", "poll"} {
+		out, errs, code := command(t, "bench", "--json", "--url", "http://"+addr, "--transport", tr, "--followers", "6", "--collections", "2",
+			"--rate", "200", "--duration", "500ms", "--storm", "50", "--replay", "1000", "--pid", fmt.Sprint(p.cmd.Process.Pid))
+		var r struct {
+			Changes, Deliveries, Gaps, Doubles, Disorder int
+			StormS, ReplayRowsS                          float64
+			Server                                       struct{ CPU float64 } `json:"server"`
+		}
+		if err := json.Unmarshal([]byte(strings.NewReplacer("storm_s", "StormS", "replay_rows_per_s", "ReplayRowsS", "cpu_us_per_change", "CPU").Replace(out)), &r); err != nil || code != 0 {
+			t.Fatalf("over %s: exit code %d, %v\n%s\n%s", tr, code, err, out, errs)
+		}
+		if r.Changes < 20 || r.Deliveries != r.Changes*3 || r.Gaps+r.Doubles+r.Disorder != 0 || r.StormS <= 0 || r.ReplayRowsS <= 0 {
+			t.Errorf("over %s: %+v", tr, r)
+		}
+	}
+	for _, wrong := range [][]string{{"--followers", "-1"}, {"--rate", "0"}, {"--collections", "0"}, {"--duration", "0s"}, {"--transport", "pigeon"}, {"--batch", "100000"}} {
+		if _, errs, code := command(t, append([]string{"bench", "--url", "http://" + addr}, wrong...)...); code != 2 || errs == "" {
+			t.Errorf("%v: exit code %d\n%s", wrong, code, errs)
+		}
+	}
 }

@@ -23,6 +23,7 @@ type CLI struct {
 	Serve   ServeCmd   `cmd:"" help:"Run the server."`
 	Tail    TailCmd    `cmd:"" help:"Follow collections in a terminal."`
 	Import  ImportCmd  `cmd:"" help:"Write a file of transactions to a server."`
+	Bench   BenchCmd   `cmd:"" help:"Put a server under load, and tell how it fares."`
 	Verify  VerifyCmd  `cmd:"" help:"Check a data directory, and tell what is damaged."`
 	Backup  BackupCmd  `cmd:"" help:"Write a backup, while the server runs."`
 	Restore RestoreCmd `cmd:"" help:"Make a data directory of a backup."`

@@ -1,0 +1,281 @@
+package load
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// follower follows one collection, and reads no more of a frame than it must: hundreds of them
+// are one load.
+type follower struct {
+	o          *Options
+	base       *url.URL
+	collection string
+	seen       *Check
+	latency    *Histogram
+	bytes      *atomic.Int64
+
+	epoch, cursor string
+	last          atomic.Uint64 // the last sequence that came
+	frames        atomic.Int64  // changes that came
+	lives         chan struct{} // closed when live for the first time since it was set
+	reconnects    int
+}
+
+// errEnd ends a connection that the server has ended: the next follows at once.
+var errEnd = errors.New("the server ended the feed")
+
+// run follows until ctx ends; a connection that breaks is made anew.
+func (f *follower) run(ctx context.Context) {
+	for wait := 10 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
+		err := f.connection(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		f.reconnects++
+		f.o.Logf("a follower of %s connects again: %v", f.collection, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (f *follower) connection(ctx context.Context) error {
+	var d net.Dialer
+	host := f.base.Host
+	if f.base.Port() == "" {
+		host = net.JoinHostPort(host, map[string]string{"http": "80", "https": "443"}[f.base.Scheme])
+	}
+	c, err := d.DialContext(ctx, "tcp", host)
+	if err != nil {
+		return err
+	}
+	if f.base.Scheme == "https" {
+		c = tls.Client(c, &tls.Config{ServerName: f.base.Hostname(), NextProtos: []string{"http/1.1"}})
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	r := bufio.NewReaderSize(counted{c, f.bytes}, 2048)
+	if f.o.Transport == "poll" {
+		for {
+			if err := f.poll(c, r); err != nil {
+				return err
+			}
+		}
+	}
+	headers := "Accept: text/event-stream\r\n"
+	if f.o.Transport == "websocket" {
+		var key [16]byte
+		rand.Read(key[:])
+		headers = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: tidemark.v1\r\nSec-WebSocket-Key: " + base64.StdEncoding.EncodeToString(key[:]) + "\r\n"
+	}
+	if err := f.request(c, "", headers); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return err
+	}
+	switch {
+	case res.StatusCode == http.StatusSwitchingProtocols && f.o.Transport == "websocket":
+		return f.messages(c, r)
+	case res.StatusCode != http.StatusOK:
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
+		return fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(text))
+	}
+	body := r
+	if len(res.TransferEncoding) > 0 {
+		// The response's own body would go through a lock and a limit for each read.
+		body = bufio.NewReaderSize(httputil.NewChunkedReader(r), 2048)
+	}
+	return f.lines(body, []byte("data: "))
+}
+
+func (f *follower) request(c net.Conn, query, headers string) error {
+	cursor := ""
+	if f.cursor != "" {
+		cursor = "&cursor=" + url.QueryEscape(f.cursor)
+	}
+	_, err := fmt.Fprintf(c, "GET %s/v1/%s/feed?c=%s%s%s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n",
+		f.base.Path, url.PathEscape(f.o.Tenant), url.QueryEscape(f.collection), cursor, query, f.base.Host, f.o.header, headers)
+	return err
+}
+
+func (f *follower) poll(c net.Conn, r *bufio.Reader) error {
+	wait := "&wait=25"
+	if f.cursor == "" {
+		wait = "&wait=0" // so that it is live at once
+	}
+	if err := f.request(c, wait, ""); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
+		return fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(text))
+	}
+	if err := f.lines(bufio.NewReaderSize(res.Body, 2048), nil); err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// lines reads frames, each on a line that begins with prefix.
+func (f *follower) lines(r *bufio.Reader, prefix []byte) error {
+	for {
+		line, err := r.ReadSlice('\n')
+		if err == bufio.ErrBufferFull {
+			long := bytes.Clone(line)
+			for err == bufio.ErrBufferFull {
+				line, err = r.ReadSlice('\n')
+				long = append(long, line...)
+			}
+			line = long
+		}
+		if err != nil {
+			return err
+		}
+		if frame, ok := bytes.CutPrefix(line, prefix); ok {
+			if err := f.frame(frame); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// messages reads WebSocket frames.
+func (f *follower) messages(c net.Conn, r *bufio.Reader) error {
+	var payload []byte
+	for {
+		var head [2]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return err
+		}
+		n := uint64(head[1] & 0x7F)
+		if n >= 126 {
+			size := make([]byte, map[uint64]int{126: 2, 127: 8}[n])
+			if _, err := io.ReadFull(r, size); err != nil {
+				return err
+			}
+			n = binary.BigEndian.Uint64(append(make([]byte, 8-len(size), 8), size...))
+		}
+		if n > 64<<20 {
+			return fmt.Errorf("a message of %d bytes", n)
+		}
+		payload = append(payload[:0], make([]byte, n)...)
+		if _, err := io.ReadFull(r, payload); err != nil {
+			return err
+		}
+		switch head[0] & 0x0F {
+		case 1:
+			for line := range bytes.SplitSeq(payload, []byte("\n")) {
+				if err := f.frame(line); err != nil {
+					return err
+				}
+			}
+		case 8:
+			return errEnd
+		case 9: // a pong, masked with zeros
+			pong := append([]byte{0x8A, 0x80 | byte(len(payload)), 0, 0, 0, 0}, payload...)
+			if _, err := c.Write(pong); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+var (
+	changePrefix = []byte(`{"type":"change","seq":`)
+	timeMark     = []byte(`"t":`)
+	cursorMark   = []byte(`"cursor":"`)
+	epochMark    = []byte(`"epoch":"`)
+)
+
+// frame takes a frame in.
+func (f *follower) frame(b []byte) error {
+	if rest, ok := bytes.CutPrefix(b, changePrefix); ok {
+		seq := digits(rest)
+		f.seen.Saw(seq)
+		if at := bytes.Index(rest, timeMark); at >= 0 {
+			if sent := digits(rest[at+len(timeMark):]); sent > 0 && f.seen.Begun() {
+				f.latency.Add(time.Since(time.Unix(0, int64(sent))))
+			}
+		}
+		f.last.Store(seq)
+		f.frames.Add(1)
+		if f.o.Transport != "poll" && !bytes.Contains(rest[max(0, len(rest)-16):], []byte(`"more":true`)) {
+			f.cursor = f.epoch + "-" + strconv.FormatUint(seq, 10)
+		}
+		return nil
+	}
+	switch {
+	case bytes.HasPrefix(b, []byte(`{"type":"open"`)):
+		f.epoch = quoted(b, epochMark)
+	case bytes.HasPrefix(b, []byte(`{"type":"live"`)), bytes.HasPrefix(b, []byte(`{"type":"next"`)):
+		f.cursor = quoted(b, cursorMark)
+		if !bytes.HasPrefix(b, []byte(`{"type":"live"`)) {
+			break
+		}
+		if _, seq, _ := strings.Cut(f.cursor, "-"); !f.seen.Begun() {
+			f.seen.Begin(digits([]byte(seq))) // what is written from here on must come
+		}
+		if f.lives != nil {
+			close(f.lives)
+			f.lives = nil
+		}
+	case bytes.HasPrefix(b, []byte(`{"type":"reset"`)):
+		f.seen.Reset()
+	case bytes.HasPrefix(b, []byte(`{"type":"end"`)):
+		return errEnd
+	}
+	return nil
+}
+
+func digits(b []byte) (n uint64) {
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			break
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n
+}
+
+func quoted(b, mark []byte) string {
+	_, rest, _ := bytes.Cut(b, mark)
+	text, _, _ := bytes.Cut(rest, []byte(`"`))
+	return string(text)
+}
+
+// counted counts what is read.
+type counted struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}

@@ -1,0 +1,434 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options say what to do. URL, Tenant and Transport must be set.
+type Options struct {
+	URL, Tenant string
+	Token       string // "" for none
+	Transport   string // sse, websocket or poll
+	Collection  string // what the names of collections begin with
+
+	Followers   int // 0: writes only
+	Collections int // followers and writes are spread over them; at least 1
+	ConnectRate int // followers a second; at least 1
+
+	Rate     float64       // changes a second in all; 0: as fast as Writers can, one write after another each
+	Writers  int           // connections that write; at least 1
+	Batch    int           // changes a request; at least 1
+	Payload  int           // bytes of a value, about
+	Duration time.Duration // of the writes
+
+	Storm  int // after that: so many changes while no follower is there, then all come back at once; 0: none
+	Replay int // after that: so many rows, which one follower reads from nothing; 0: none
+
+	PID  int                  // of a server on this machine; 0: nothing is told of it
+	Logf func(string, ...any) // hears what goes wrong on the way; nil: nobody
+
+	header string
+}
+
+// Report is how it went. Durations are in microseconds.
+type Report struct {
+	Transport   string  `json:"transport"`
+	Followers   int     `json:"followers"`
+	Collections int     `json:"collections"`
+	ConnectS    float64 `json:"connect_s"` // until the last follower was live
+
+	Seconds    float64   `json:"seconds"` // of the writes
+	Changes    int64     `json:"changes"` // acknowledged
+	ChangesS   float64   `json:"changes_per_s"`
+	Refused    int64     `json:"refused"`    // requests that were not answered with 200
+	WriteUS    Quantiles `json:"write_us"`   // from request to answer
+	Deliveries int64     `json:"deliveries"` // changes that followers were given
+	DeliverS   float64   `json:"deliveries_per_s"`
+	LatencyUS  Quantiles `json:"latency_us"` // from before the request to the follower
+	BytesS     float64   `json:"bytes_per_s"`
+
+	// What came wrong, of all followers: it must be 0.
+	Gaps     int `json:"gaps"`
+	Doubles  int `json:"doubles"`
+	Disorder int `json:"disorder"`
+	// What may happen: a connection that broke, and rows that came anew.
+	Reconnects int `json:"reconnects"`
+	Resets     int `json:"resets"`
+
+	StormS      float64 `json:"storm_s,omitempty"` // until the last follower had caught up
+	ReplayRowsS float64 `json:"replay_rows_per_s,omitempty"`
+	ReplayMBS   float64 `json:"replay_mb_per_s,omitempty"`
+
+	Server *Server `json:"server,omitempty"`
+}
+
+// Server is what a server on this machine used.
+type Server struct {
+	CPUPerDeliveryUS float64 `json:"cpu_us_per_delivery,omitempty"` // during the writes, those included
+	CPUPerChangeUS   float64 `json:"cpu_us_per_change"`
+	Cores            float64 `json:"cores"`      // busy, on average
+	RSSBefore        int64   `json:"rss_before"` // bytes
+	RSSIdle          int64   `json:"rss_idle"`   // with all followers, before the writes
+	RSSEnd           int64   `json:"rss_end"`
+	PerFollower      int64   `json:"rss_per_follower"`
+}
+
+// Quantiles of durations.
+type Quantiles struct {
+	P50 int64 `json:"p50"`
+	P90 int64 `json:"p90"`
+	P99 int64 `json:"p99"`
+	Max int64 `json:"max"`
+}
+
+func quantiles(h *Histogram) Quantiles {
+	return Quantiles{h.Quantile(0.5).Microseconds(), h.Quantile(0.9).Microseconds(), h.Quantile(0.99).Microseconds(), h.Max().Microseconds()}
+}
+
+// Faults is how much came wrong.
+func (r *Report) Faults() int { return r.Gaps + r.Doubles + r.Disorder }
+
+// run is one load.
+type run struct {
+	o       Options
+	base    *url.URL
+	client  *http.Client
+	report  Report
+	all     []*follower
+	latency Histogram
+	writes  Histogram
+	bytes   atomic.Int64
+	changes atomic.Int64
+	refused atomic.Int64
+	n       atomic.Int64 // changes that were begun
+	keys    int          // how many rows of a collection are written, in turn
+
+	mu      sync.Mutex
+	written []map[string][]Written // guarded by mu: one for each phase, by collection
+}
+
+// Run puts the server under load. An error says why that could not be done; what the server did
+// wrong is in the report.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	base, err := url.Parse(strings.TrimSuffix(o.URL, "/"))
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
+		return nil, fmt.Errorf("%q is no http or https URL", o.URL)
+	}
+	if o.Logf == nil {
+		o.Logf = func(string, ...any) {}
+	}
+	if o.Token != "" {
+		o.header = "Authorization: Bearer " + o.Token + "\r\n"
+	}
+	x := &run{o: o, base: base, keys: 10_000, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: o.Writers, MaxConnsPerHost: o.Writers}}}
+	defer x.client.CloseIdleConnections()
+	x.report = Report{Transport: o.Transport, Followers: o.Followers, Collections: o.Collections}
+	before, err := look(o.PID)
+	if err != nil {
+		return nil, err
+	}
+	connected, err := x.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer connected.leave()
+	select { // proofs of the path, 300 ms after the start, and garbage
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+	}
+	idle, _ := look(o.PID)
+	deliveries, bytes, began := x.deliveries(), x.bytes.Load(), time.Now()
+	if err := x.write(ctx, o.Duration, 0); err != nil {
+		return nil, err
+	}
+	if err := x.settle(ctx); err != nil {
+		return nil, err
+	}
+	took := time.Since(began)
+	end, _ := look(o.PID)
+	r := &x.report
+	r.Seconds, r.Changes, r.Refused = took.Seconds(), x.changes.Load(), x.refused.Load()
+	r.Deliveries = x.deliveries() - deliveries
+	r.ChangesS, r.DeliverS, r.BytesS = float64(r.Changes)/took.Seconds(), float64(r.Deliveries)/took.Seconds(), float64(x.bytes.Load()-bytes)/took.Seconds()
+	r.WriteUS, r.LatencyUS = quantiles(&x.writes), quantiles(&x.latency)
+	if o.PID > 0 {
+		cpu := (end.cpu - idle.cpu)
+		r.Server = &Server{RSSBefore: before.rss, RSSIdle: idle.rss, RSSEnd: end.rss, Cores: cpu.Seconds() / took.Seconds(),
+			CPUPerDeliveryUS: float64(cpu.Microseconds()) / float64(max(r.Deliveries, 1)), CPUPerChangeUS: float64(cpu.Microseconds()) / float64(max(r.Changes, 1))}
+		if o.Followers > 0 {
+			r.Server.PerFollower = (idle.rss - before.rss) / int64(o.Followers)
+		} else {
+			r.Server.CPUPerDeliveryUS = 0
+		}
+	}
+	if o.Storm > 0 && o.Followers > 0 {
+		if connected, err = x.storm(ctx, connected); err != nil {
+			return nil, err
+		}
+	}
+	connected.leave()
+	x.judge()
+	if o.Replay > 0 {
+		if err := x.replay(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (x *run) deliveries() (n int64) {
+	for _, f := range x.all {
+		n += f.frames.Load()
+	}
+	return n
+}
+
+func (x *run) collection(i int) string {
+	return fmt.Sprintf("%s-%d", x.o.Collection, i%x.o.Collections)
+}
+
+// crowd are followers that are connected.
+type crowd struct{ leave func() }
+
+// connect connects all followers, and returns when all are live.
+func (x *run) connect(ctx context.Context) (*crowd, error) {
+	began := time.Now()
+	for i := range x.o.Followers {
+		x.all = append(x.all, &follower{o: &x.o, base: x.base, collection: x.collection(i), seen: new(Check), latency: &x.latency, bytes: &x.bytes})
+	}
+	c, err := x.follow(ctx, x.o.ConnectRate)
+	x.report.ConnectS = time.Since(began).Seconds()
+	return c, err
+}
+
+// follow runs all followers, so many more a second, and returns when all are live.
+func (x *run) follow(ctx context.Context, rate int) (*crowd, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	c := &crowd{leave: func() { cancel(); running.Wait() }}
+	next := time.Now()
+	var lives []chan struct{}
+	for _, f := range x.all {
+		f.lives = make(chan struct{})
+		lives = append(lives, f.lives)
+		running.Go(func() { f.run(ctx) })
+		if rate > 0 {
+			next = next.Add(time.Second / time.Duration(rate))
+			time.Sleep(time.Until(next))
+		}
+	}
+	patience := time.After(30 * time.Second)
+	for i, live := range lives {
+		select {
+		case <-live:
+		case <-patience:
+			c.leave()
+			return nil, fmt.Errorf("after 30 s only %d of %d followers are live", i, len(lives))
+		case <-ctx.Done():
+			c.leave()
+			return nil, ctx.Err()
+		}
+	}
+	return c, nil
+}
+
+// write writes for so long, or so many changes.
+func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
+	x.mu.Lock()
+	x.written = append(x.written, make(map[string][]Written))
+	x.mu.Unlock()
+	whole := ctx
+	ctx, cancel := context.WithCancelCause(whole)
+	defer cancel(nil)
+	over := time.Now().Add(d)
+	var left atomic.Int64
+	left.Store(most)
+	due := make(chan struct{})
+	var all sync.WaitGroup
+	if x.o.Rate > 0 && most == 0 {
+		all.Go(func() {
+			defer close(due)
+			for next := time.Now(); next.Before(over); next = next.Add(time.Duration(float64(x.o.Batch) / x.o.Rate * float64(time.Second))) {
+				time.Sleep(time.Until(next))
+				select {
+				case due <- struct{}{}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	} else {
+		close(due)
+	}
+	for range x.o.Writers {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				if x.o.Rate > 0 && most == 0 {
+					if _, ok := <-due; !ok {
+						return
+					}
+				} else if most == 0 && time.Now().After(over) || most > 0 && left.Add(-int64(x.o.Batch)) < -int64(x.o.Batch)+1 {
+					return
+				}
+				if err := x.post(ctx, x.o.Batch); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if err := whole.Err(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// post writes one request, of a collection.
+func (x *run) post(ctx context.Context, batch int) error {
+	first := x.n.Add(int64(batch)) - int64(batch)
+	turn := int(first / int64(batch))
+	name := x.collection(turn)
+	pad := strings.Repeat("x", max(0, x.o.Payload-40))
+	sent := time.Now()
+	var body bytes.Buffer
+	body.WriteString(`{"changes":[`)
+	row := func(i int) int { return (turn/x.o.Collections*batch + i) % x.keys }
+	for i := range batch {
+		if i > 0 {
+			body.WriteByte(',')
+		}
+		fmt.Fprintf(&body, `{"collection":%q,"op":"put","key":"%d","value":{"t":%d,"pad":"%s"}}`, name, row(i), sent.UnixNano(), pad)
+	}
+	body.WriteString(`]}`)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, x.base.String()+"/v1/"+url.PathEscape(x.o.Tenant)+"/changes", &body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if x.o.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+x.o.Token)
+	}
+	res, err := x.client.Do(req)
+	if err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		x.refused.Add(1)
+		x.o.Logf("a write was answered %s: %s", res.Status, bytes.TrimSpace(answer))
+		if res.StatusCode/100 == 4 && res.StatusCode != http.StatusTooManyRequests {
+			return fmt.Errorf("a write was answered %s: %s", res.Status, bytes.TrimSpace(answer))
+		}
+		return nil
+	}
+	x.writes.Add(time.Since(sent))
+	x.changes.Add(int64(batch))
+	var a struct {
+		Results []struct {
+			Seq uint64 `json:"seq"`
+		} `json:"results"`
+	}
+	if err := json.Unmarshal(answer, &a); err != nil || len(a.Results) != batch {
+		return fmt.Errorf("the answer to a write can't be read: %s", answer)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	phase := x.written[len(x.written)-1]
+	for i, r := range a.Results {
+		phase[name] = append(phase[name], Written{r.Seq, row(i)})
+	}
+	return nil
+}
+
+// settleWithin is how long followers may be behind the last write before it counts as lost.
+const settleWithin = 20 * time.Second
+
+// settle waits until all followers have come to the last write of their collection.
+func (x *run) settle(ctx context.Context) error {
+	target := make(map[string]uint64)
+	for _, phase := range x.written {
+		for name, writes := range phase {
+			for _, w := range writes {
+				target[name] = max(target[name], w.Seq)
+			}
+		}
+	}
+	patience := time.Now().Add(settleWithin)
+	for _, f := range x.all {
+		for f.last.Load() < target[f.collection] && time.Now().Before(patience) {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// storm has all followers leave, writes, and has them come back at once.
+func (x *run) storm(ctx context.Context, c *crowd) (*crowd, error) {
+	c.leave()
+	if err := x.write(ctx, 0, int64(x.o.Storm)); err != nil {
+		return c, err
+	}
+	began := time.Now()
+	back, err := x.follow(ctx, 0)
+	if err != nil {
+		return c, err
+	}
+	err = x.settle(ctx)
+	x.report.StormS = time.Since(began).Seconds()
+	return back, err
+}
+
+// judge holds what followers got against what was written. None may be running.
+func (x *run) judge() {
+	of := make(map[string][]Written)
+	for _, phase := range x.written {
+		for name, writes := range phase {
+			of[name] = append(of[name], writes...)
+		}
+	}
+	for _, f := range x.all {
+		r := &x.report
+		r.Gaps += f.seen.Gaps(of[f.collection])
+		r.Doubles += f.seen.Doubles
+		r.Disorder += f.seen.Disorder
+		r.Resets += f.seen.Resets
+		r.Reconnects += f.reconnects
+	}
+}
+
+// replay writes rows, and has one follower read them.
+func (x *run) replay(ctx context.Context) error {
+	o := x.o
+	o.Collection, o.Collections, o.Rate, o.Batch, o.Followers = o.Collection+"-replay", 1, 0, 500, 1
+	y := &run{o: o, base: x.base, keys: o.Replay, client: x.client}
+	if err := y.write(ctx, 0, int64(o.Replay)); err != nil {
+		return err
+	}
+	y.all = []*follower{{o: &y.o, base: x.base, collection: y.collection(0), seen: new(Check), latency: &y.latency, bytes: &y.bytes}}
+	began := time.Now()
+	c, err := y.follow(ctx, 0)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began).Seconds()
+	c.leave()
+	x.report.ReplayRowsS, x.report.ReplayMBS = float64(y.deliveries())/took, float64(y.bytes.Load())/took/1e6
+	return nil
+}
