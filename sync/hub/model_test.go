@@ -570,9 +570,9 @@ func (w *world) forget(t *rapid.T) {
 		if f.session == nil || f.tenant != tenant {
 			continue
 		}
-		b, err := f.session.Next(context.Background())
-		if err == nil && len(b.Items)+len(b.Resets) == 0 && !b.Live { // the answers to what it asked for
-			_, err = f.session.Next(context.Background())
+		b, err := f.next(context.Background())
+		for err == nil && (f.parks || len(b.Items)+len(b.Resets) == 0 && !b.Live) { // what came before, or the answers to what it asked for
+			_, err = f.next(context.Background())
 		}
 		if end := (*hub.Ended)(nil); !errors.As(err, &end) || end.Reason != hub.EndEvicted || end.Retry == 0 {
 			t.Fatalf("a follower of what was forgotten is told %+v, %v", b, err)
@@ -726,6 +726,7 @@ type follower struct {
 	// and it subscribes and unsubscribes.
 	single bool
 	limit  int
+	parks  bool // its session is parked where it can be
 
 	epoch   feed.Epoch
 	last    string              // the one cursor
@@ -733,14 +734,79 @@ type follower struct {
 	rows    map[modelKey]modelRow
 	staged  map[string]map[modelKey]modelRow // of collections that were reset
 	session *hub.Session
+	berth   *berth
 	prev    feed.Seq            // the sequence before, in this session, since something began
 	from    map[string]feed.Seq // where the collections began in this session
 }
 
 func (f *follower) close() {
-	if f.session != nil {
-		f.session.Close()
-		f.session = nil
+	if f.session == nil {
+		return
+	}
+	if f.parks {
+		f.session.Unpark()
+		synctest.Wait()
+	}
+	f.session.Close()
+	f.session = nil
+}
+
+// berth is where what is delivered to a parked session waits until its follower reads.
+type berth struct {
+	mu     sync.Mutex
+	got    []*feed.Batch // guarded by mu
+	parked bool          // guarded by mu
+	n      int           // guarded by mu: batches so far
+}
+
+func (b *berth) Deliver(batch *feed.Batch, _ *hub.Desk) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := *batch
+	c.Items = slices.Clone(c.Items)
+	b.got = append(b.got, &c)
+	b.n++
+	return b.n%5 != 0 // now and then its client takes no more
+}
+
+func (b *berth) Leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.parked = false
+}
+
+// take is what was delivered next, nil if nothing was.
+func (b *berth) take() (batch *feed.Batch, parked bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.got) > 0 {
+		batch, b.got = b.got[0], b.got[1:]
+	}
+	return batch, b.parked
+}
+
+// next is Next's of the session, or what came of it while it was parked.
+func (f *follower) next(ctx context.Context) (*feed.Batch, error) {
+	if !f.parks {
+		return f.session.Next(ctx)
+	}
+	for {
+		synctest.Wait()
+		b, parked := f.berth.take()
+		if b != nil {
+			return b, nil
+		}
+		if parked {
+			return nil, context.Canceled
+		}
+		f.berth.mu.Lock()
+		f.berth.parked = true // not after Next, which may be late
+		f.berth.mu.Unlock()
+		b, err := f.session.Next(context.Background())
+		if !errors.Is(err, hub.ErrParked) {
+			f.berth.Leave()
+			return b, err
+		}
 	}
 }
 
@@ -753,6 +819,7 @@ func (w *world) follow(t *rapid.T) {
 		collections: rapid.SliceOfNDistinct(rapid.SampledFrom(collections), 1, 3, rapid.ID).Draw(t, "collections"),
 		single:      rapid.Bool().Draw(t, "single"),
 		limit:       rapid.SampledFrom([]int{1, 2, 5, 1000}).Draw(t, "limit"),
+		parks:       rapid.Bool().Draw(t, "parks"),
 		at:          make(map[string]feed.Seq), from: make(map[string]feed.Seq), rows: make(map[modelKey]modelRow), staged: make(map[string]map[modelKey]modelRow),
 	}
 	w.followers = append(w.followers, f)
@@ -818,12 +885,18 @@ func (w *world) connect(t *rapid.T, f *follower) {
 		}
 	}
 	f.session, f.prev = s, 0
+	if f.parks {
+		f.berth = new(berth)
+		s.Park(f.berth)
+	}
 }
 
 func (w *world) subscribe(t *rapid.T) {
 	f := w.some(t, true)
 	if f.single {
 		t.Skip()
+	}
+	for f.parks && w.next(t, f) { // what was delivered is of what is followed until now
 	}
 	c := rapid.SampledFrom(collections).Draw(t, "collection")
 	if i := slices.Index(f.collections, c); i >= 0 {
@@ -857,7 +930,7 @@ func (w *world) readAll(t *rapid.T, f *follower) {
 func (w *world) next(t *rapid.T, f *follower) bool {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	b, err := f.session.Next(ctx)
+	b, err := f.next(ctx)
 	if errors.Is(err, context.Canceled) {
 		return false
 	}
@@ -920,10 +993,13 @@ func (w *world) next(t *rapid.T, f *follower) bool {
 		}
 	}
 	if b.Live {
-		if b.Cursor.Seq != w.model.next-1 {
+		// What was delivered to a parked session is as old as it is.
+		if b.Cursor.Seq != w.model.next-1 && !f.parks || b.Cursor.Seq >= w.model.next {
 			t.Fatalf("live at %d, and the log is at %d", b.Cursor.Seq, w.model.next-1)
 		}
-		w.compare(t, f)
+		if !f.parks {
+			w.compare(t, f)
+		}
 	}
 	return true
 }
