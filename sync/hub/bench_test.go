@@ -18,6 +18,9 @@ func aValue(n int) string {
 	return fmt.Sprintf(`{"title":"buy milk, number %07d","done":false,"owner":"someone@example.com"}`, n)
 }
 
+// noLimits are beyond what a benchmark does: what is measured is not when a tenant is refused.
+var noLimits = hub.Limits{Writes: 1 << 30, Bytes: 1 << 50, Rows: 1 << 40, Size: 1 << 50}
+
 // fill writes changes to keys of todos, 500 at a time, and returns the bytes of their
 // keys and values.
 func fill(t testing.TB, h *hub.Hub, changes, keys int) (size int64) {
@@ -50,7 +53,7 @@ func BenchmarkMemory(b *testing.B) {
 			for b.Loop() {
 				log := feedtest.NewMemory()
 				before := heap()
-				h := open(b, log, hub.Options{Memory: 4 << 30, Log: 4 << 30})
+				h := open(b, log, hub.Options{Limits: noLimits, Memory: 4 << 30, Log: 4 << 30})
 				size := fill(b, h, rows, rows)
 				log.Harm(func([][]byte) [][]byte { return nil })
 				b.ReportMetric(float64(heap()-before-size)/float64(rows), "B/row")
@@ -68,7 +71,7 @@ func BenchmarkMemoryOfIDs(b *testing.B) {
 	for b.Loop() {
 		log := feedtest.NewMemory()
 		before := heap()
-		h := open(b, log, hub.Options{Memory: 4 << 30, Log: 4 << 30})
+		h := open(b, log, hub.Options{Limits: noLimits, Memory: 4 << 30, Log: 4 << 30})
 		for i := 0; i < ids; i += feed.MaxChanges {
 			r := hub.Request{Tenant: "acme", Client: "client-81", Writes: make([]hub.Write, feed.MaxChanges)}
 			for j := range r.Writes {
@@ -88,7 +91,7 @@ func BenchmarkMemoryOfIDs(b *testing.B) {
 
 func BenchmarkAfter(b *testing.B) {
 	const rows = 100_000
-	h := open(b, feedtest.NewMemory(), hub.Options{})
+	h := open(b, feedtest.NewMemory(), hub.Options{Limits: noLimits})
 	fill(b, h, rows, rows)
 	b.Run("all", func(b *testing.B) {
 		b.ReportAllocs()
@@ -116,7 +119,7 @@ func BenchmarkAfter(b *testing.B) {
 // BenchmarkNext is what a session costs that looks, as its transport makes it.
 func BenchmarkNext(b *testing.B) {
 	const rows = 100_000
-	h := open(b, feedtest.NewMemory(), hub.Options{})
+	h := open(b, feedtest.NewMemory(), hub.Options{Limits: noLimits})
 	fill(b, h, rows, rows)
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -163,7 +166,7 @@ func BenchmarkNext(b *testing.B) {
 // BenchmarkFanOut is one change to a thousand sessions, each with a goroutine of its own.
 func BenchmarkFanOut(b *testing.B) {
 	const sessions = 1000
-	h := open(b, feedtest.NewMemory(), hub.Options{})
+	h := open(b, feedtest.NewMemory(), hub.Options{Limits: noLimits})
 	var all, waiting sync.WaitGroup
 	var got atomic.Int64
 	done := make(chan struct{}, 1)
@@ -203,12 +206,12 @@ func BenchmarkOpen(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			const changes, rows = 1_000_000, 100_000
 			log := feedtest.NewMemory()
-			h := open(b, log, hub.Options{Memory: 4 << 30, Log: kept})
+			h := open(b, log, hub.Options{Limits: noLimits, Memory: 4 << 30, Log: kept})
 			fill(b, h, changes, rows)
 			h.Drain(context.Background())
 			b.ReportAllocs()
 			for b.Loop() {
-				h := open(b, log, hub.Options{Memory: 4 << 30, Log: kept})
+				h := open(b, log, hub.Options{Limits: noLimits, Memory: 4 << 30, Log: kept})
 				if h.Stats().Rows != rows {
 					b.Fatal(h.Stats())
 				}
@@ -224,7 +227,7 @@ func BenchmarkWrite(b *testing.B) {
 	for _, writers := range []int{1, 64, 256} {
 		b.Run(fmt.Sprint("writers=", writers), func(b *testing.B) {
 			log := feedtest.NewMemory()
-			h := open(b, log, hub.Options{Memory: 4 << 30})
+			h := open(b, log, hub.Options{Limits: noLimits, Memory: 4 << 30})
 			var n atomic.Int64
 			b.SetParallelism((writers + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0))
 			b.ReportAllocs()
