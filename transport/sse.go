@@ -117,7 +117,11 @@ func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, session *hub.S
 
 // headOf is the head of an answer that was taken over.
 func headOf(h http.Header, chunked bool) []byte {
-	head := []byte("HTTP/1.1 200 OK\r\nDate: ")
+	version := "HTTP/1.1" // the client's, as net/http answers: an old proxy must not look for chunks
+	if !chunked {
+		version = "HTTP/1.0"
+	}
+	head := []byte(version + " 200 OK\r\nDate: ")
 	head = time.Now().UTC().AppendFormat(head, http.TimeFormat)
 	head = append(head, "\r\nConnection: close\r\n"...)
 	if chunked {

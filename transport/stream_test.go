@@ -584,3 +584,39 @@ func (f *fold) check(s *site, collection string) {
 		}
 	}
 }
+
+// TestAnOldProxyGetsAnEventStreamItCanRead: without chunks, and in its own version (nginx asks so unless it is told).
+func TestAnOldProxyGetsAnEventStreamItCanRead(t *testing.T) {
+	s := open(t, settings{})
+	s.put("todos 1", `{}`)
+	c, err := s.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /v1/acme/feed?c=todos HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	buf := make([]byte, 4096)
+	until := func(what string) {
+		t.Helper()
+		for !strings.Contains(got.String(), what) {
+			n, err := c.Read(buf)
+			got.Write(buf[:n])
+			if err != nil {
+				t.Fatal(err, got.String())
+			}
+		}
+	}
+	until("event: tick")
+	for i := range 5 { // it is parked by then
+		s.put("todos 1", fmt.Sprintf(`{"n":%d}`, i))
+		until(fmt.Sprintf(`{"n":%d}}`, i) + "\nid: ")
+	}
+	until("-6\n\n")
+	head, body, _ := strings.Cut(got.String(), "\r\n\r\n")
+	if !strings.HasPrefix(head, "HTTP/1.0 200 OK\r\n") || strings.Contains(head, "chunked") || !strings.HasPrefix(body, "retry: 1000\n\nevent: open\ndata: {") || strings.Contains(body, "\r") {
+		t.Error(got.String())
+	}
+}
