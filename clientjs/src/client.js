@@ -13,7 +13,6 @@ import { openSocket } from './websocket.js'
 /** @typedef {import('./machine.js').Stream} Stream */
 /** @typedef {import('./feed.js').Frame} Frame */
 /** @typedef {import('./feed.js').Fact} Fact */
-/** @typedef {import('./stream.js').Connection} Connection */
 /** @typedef {import('./writer.js').Write} Write */
 /** @typedef {import('./writer.js').Result} Result */
 /** @typedef {import('./collection.js').Member} Member */
@@ -79,69 +78,65 @@ import { openSocket } from './websocket.js'
  */
 
 /**
- * What the core offers to what goes beyond one page: other tabs, and a store on disk.
+ * What the core offers to what goes beyond one page and one moment.
  * @typedef {object} Host
  * @property {URL} base
  * @property {Options} options
  * @property {import('./clock.js').Clock} clock
- * @property {string} token names this client among all
+ * @property {Client} client
  * @property {Map<string, Member>} followed
  * @property {(name: string) => Member} member
  * @property {() => string | undefined | Promise<string | undefined>} bearer the credential
  * @property {string} [subject] whose rows are shared or kept: nobody else's credential is used then
- * @property {(facts: Fact[], names: Set<string>) => void} apply takes what another tab has heard of these
  * @property {(lead: boolean) => void} lead whether this client connects itself
- * @property {() => Promise<void>} adopt
- * @property {() => void} wake looks whether anything is due
- * @property {Status} status
+ * @property {(event: import('./machine.js').Event) => void} act
  * @property {(status: Status) => void} show the status of whoever leads
+ * @property {import('./writer.js').Transmit} transmit
+ * @property {(entry: import('./writer.js').Entry, optimistic: boolean) => Promise<Result[]>} submit
  * @property {(error: unknown) => void} report
  */
 /**
- * @typedef {object} Tabs
- * @property {() => void} follow what is followed has changed
- * @property {(facts: Fact[]) => void} heard
- * @property {() => void} told the status has changed
- * @property {(on: boolean) => void} page whether the page is there, not frozen or in the back-forward cache
- * @property {() => void} close
- */
-/**
- * @typedef {object} Store
- * @property {(name: string, rows: import('./rows.js').Rows) => Promise<void>} load
- * @property {(facts: Fact[]) => void} heard
- * @property {(entry: import('./writer.js').Entry) => Promise<unknown>} keep
- * @property {(entry: import('./writer.js').Entry) => void} drop
- * @property {() => Promise<import('./writer.js').Entry[]>} adopt the writes of clients that are gone
- * @property {() => Promise<void>} close
+ * What sends the writes, and all that may go beyond one page.
+ * @typedef {object} Beyond
+ * @property {(entry: import('./writer.js').Entry, guess: () => void) => Promise<import('./writer.js').Answer>} send
+ *   calls guess again where other writes came before
+ * @property {boolean} [leads] whether this client connects itself, from the start; true by default
+ * @property {(name: string, rows: import('./rows.js').Rows) => unknown} [load] resolves when what was kept is in place
+ * @property {() => void} [follow] what is followed has changed
+ * @property {(facts: Fact[]) => void} [heard]
+ * @property {() => boolean} [http2] whether SSE costs no more than a WebSocket
+ * @property {() => unknown} [noted] resolves when that may be known, after an answer
+ * @property {(network: string) => import('./machine.js').Network | undefined} [recall] what is known of a network
+ * @property {(network: string, net: import('./machine.js').Network) => void} [remember]
+ * @property {() => void} [told] the status has changed
+ * @property {(on: boolean) => void} [page] whether the page is there, not frozen or in the back-forward cache
+ * @property {() => unknown} [close] resolves when nothing is left running
  */
 
-/** As many collections fit in one feed. */
-const MOST = 256
 const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
-/** A write without an answer for so long, in ms, may be waiting for the connection that the feed holds. */
-const STUCK = 3000
-/** One try, in ms. Then the answer counts as lost. */
-const TRY = 30e3
-/** A credential is not renewed before its end if that is nearer than so, in ms: the server says when it is over, too. */
-const SOON = 3000
-/** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
-const DEAF = 10e3
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
  * Throws a TypeError for a url that is none.
  * @param {Options} options
- * @param {object} more
- * @param {typeof import('./writer.js').createWriter} more.createWriter
- * @param {(host: Host) => Tabs | undefined} [more.createTabs]
- * @param {(host: Host) => Promise<Store | void> | undefined} [more.createStore] rejects never
+ * @param {(host: Host) => Beyond} createBeyond
  * @returns {Client}
  */
-export function createCore(options, { createWriter, createTabs, createStore }) {
-  // 128 random bits: an id that came twice would be taken for the write that it once was. No crypto.randomUUID, which
-  // pages over plain http do not have.
-  const token = crypto.getRandomValues(new Uint32Array(4)).join('')
-  const { url, tenant, heartbeat = 15, client = token, signal, getToken } = options
+export function createCore(options, createBeyond) {
+  /** As many collections fit in one feed. */
+  const MOST = 256
+  /** A write without an answer for so long, in ms, may be waiting for the connection that the feed holds. */
+  const STUCK = 3000
+  /** One try, in ms. Then the answer counts as lost. */
+  const TRY = 30e3
+  /** A credential is not renewed before its end if that is nearer than so, in ms: the server says when it is over, too. */
+  const SOON = 3000
+  /** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
+  const DEAF = 10e3
+
+  // 128 random bits: an id that came twice would be taken for the write that it once was.
+  const token = random(32)
+  const { url, tenant, heartbeat = 15, client: writer = token, signal, getToken } = options
   const { fetch = globalThis.fetch, WebSocket = globalThis.WebSocket, clock = systemClock } = options
   const base = new URL(url.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
 
@@ -149,16 +144,16 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   const members = new Map()
   /** @type {typeof members} */
   const followed = new Map()
-  /** @type {ReturnType<typeof createListeners<Status>>} */
-  const statusListeners = createListeners()
-  /** @type {ReturnType<typeof createListeners<TidemarkError>>} */
-  const errorListeners = createListeners()
+  /** @type {import('./listeners.js').Listeners<Status>} */
+  const [onStatus, tellStatus] = createListeners()
+  /** @type {import('./listeners.js').Listeners<TidemarkError>} */
+  const [onError, tellError, errorListeners] = createListeners()
 
   /**
-   * What is connected: what it was asked for, as its feed says, its ends once it has them, and the credential that it
-   * lives on, with the id of the frame that gave it. One that was dropped is here no more; it may still speak, but is
-   * not heard.
-   * @typedef {{transport: Transport, asked: Map<string, string>, connection?: Pick<Connection, 'close' | 'send'>,
+   * What is connected: what it was asked for, as its feed says, what ends it, how to speak to it once that can be, and
+   * the credential that it lives on, with the id of the frame that gave it. One that was dropped is here no more; it may
+   * still speak, but is not heard.
+   * @typedef {{transport: Transport, asked: Map<string, string>, abort: AbortController, send?: (text: string) => void,
    *   bearing?: string, auth?: string}} Link
    * @type {{poll?: Link, stream?: Link}}
    */
@@ -166,7 +161,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** @type {string | undefined} */
   let cursor
   /** The write that was sent over the WebSocket, and waits for its answer. */
-  let sent = { id: '', answer: (/** @type {any} */ _) => {} }
+  let sent = /** @type {{id?: string, answer?: (frame: object) => void}} */ ({})
   let requests = 0
   /** The credential; when it is over, and when the next one is due: as far as it says so itself, and it is taken. */
   let bearing = /** @type {string | undefined} */ (undefined)
@@ -182,30 +177,30 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   const bearer = () => (clock.now() < ends ? bearing : ask())
 
   /** Asks for the next credential. Until it comes the one that there is may be used. */
-  function ask() {
-    asking ??= (async () => {
-      dueToken = Infinity
-      const token = await getToken?.()
-      const { exp, iat = 0, sub = '' } = claims(token)
-      if (/[^!-~]/.test(`${token}`) || (host.subject ?? sub) !== sub) {
-        throw unfit('forbidden', 'getToken gave no token of this user')
-      }
-      const error = verdict
-      verdict = undefined
-      if (error && token === bearing) throw error
-      bearing = token
-      // It lives no longer than from its beginning, whatever our clock says. Where that says that it is over already,
-      // nothing is known.
-      const left = 1000 * Math.min(exp - clock.now() / 1000, exp - iat)
-      ends = left > 0 ? clock.now() + left : Infinity
-      return token
-    })().finally(() => {
+  const ask = () =>
+    (asking ??= renew().finally(() => {
       asking = undefined
       const left = ends - clock.now()
       const pause = left - (1 + clock.random()) * Math.min(60e3, 1000 + left / 10)
       if (pause > SOON) dueToken = clock.now() + pause
-    })
-    return asking
+    }))
+
+  async function renew() {
+    dueToken = Infinity
+    const token = await getToken?.()
+    const { exp, iat = 0, sub = '' } = claims(token)
+    if (/[^!-~]/.test(`${token}`) || (host.subject ?? sub) !== sub) {
+      throw unfit('forbidden', 'not a token of this user')
+    }
+    const error = verdict
+    verdict = undefined
+    if (error && token === bearing) throw error
+    bearing = token
+    // It lives no longer than from its beginning, whatever our clock says. Where that says that it is over already,
+    // nothing is known.
+    const left = 1000 * Math.min(exp - clock.now() / 1000, exp - iat)
+    ends = left > 0 ? clock.now() + left : Infinity
+    return token
   }
 
   /** Whether the network loses the query of a url, so that it goes as part of the path. */
@@ -213,22 +208,25 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   let leading = true
   /** Answers from the past may be taken from a cache once, but not by whoever was further already. */
   let lived = false
-  /** Which HTTP it is, once that is known. */
-  let protocol = ''
+  let choice = options.transport ?? 'auto'
+  /** Which network it is, as the server tells them apart. */
+  let network = ''
 
   let state = initial([], false, heartbeat, clock.now())
   /** @type {Status} */
   let status
   let told = ''
-  /** @type {(() => void) | false | undefined} */
-  let timer
+  /** Of the timer. @type {(() => void) | undefined} */
+  let undo
   let scheduled = false
   /** @type {Set<Promise<void>>} */
   const running = new Set()
   /** Facts for others, until all that came together is in place. @type {Fact[]} */
-  let facts = []
+  const facts = []
 
   const find = (/** @type {string} */ name) => members.get(name)?.rows
+
+  /** Whether a connection that begins now can say all that is new of what is followed. */
   const whole = () => [...followed.values()].every(({ rows }) => rows.cursor)
 
   /**
@@ -239,22 +237,21 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     const { net } = state
     const { state: next, effects } = step(state, event, whole(), clock.now(), clock.random())
     state = next
-    if (state.net !== net) remember()
+    if (state.net !== net) beyond.remember?.(network, state.net)
     for (const effect of effects) {
       const kind = /** @type {'poll' | 'stream'} */ (effect.replace('no ', ''))
-      links[kind]?.connection?.close()
+      links[kind]?.abort.abort()
       delete links[kind]
-      if (kind === 'stream') sent.answer({})
+      if (kind === 'stream') sent.answer?.({})
       if (effect === kind) open(kind)
     }
     subscribe()
     const wake = () => act({ type: 'wake' })
     const at = due(state)
-    if (timer) timer()
-    timer = false
+    undo?.()
     if (at < Infinity) {
       if (clock.now() >= dueToken) ask().then(wake, wake)
-      timer = clock.after(Math.min(at, dueToken) - clock.now(), wake)
+      undo = clock.after(Math.min(at, dueToken) - clock.now(), wake)
     }
     settle()
   }
@@ -262,24 +259,18 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /** Tells what has changed: the rows when all of them are in place, then the status, so that live means complete. */
   function settle() {
     for (const tell of [...members.values()].map((member) => member.take())) tell?.()
-    if (facts.length) {
-      const batch = facts
-      facts = []
-      tabs?.heard(batch)
-      stored((store) => store.heard(batch))
-    }
-    if (leading || !status) {
+    beyond.heard?.(facts.splice(0))
+    if (leading) {
       const { phase, since, reason, why, stream, proven, fixed, order } = state
       show({
         state: phase === 'closed' ? 'offline' : phase,
-        transport: stream && proven ? stream : (fixed && order[0]) || 'poll',
+        transport: (proven && stream) || (fixed && order[0]) || 'poll',
         cursor,
         since,
         reason,
         why,
       })
     }
-    writer.run()
   }
 
   /** @param {Status} now */
@@ -294,65 +285,23 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
         return cursor
       },
     }
-    statusListeners.tell(status)
-    if (now.state === 'live') adopt()
-    tabs?.told()
+    tellStatus(status)
+    beyond.told?.()
   }
 
-  /** @param {TidemarkError} error */
-  function report(error) {
-    if (errorListeners.size) errorListeners.tell(error)
+  /** @param {unknown} cause */
+  function report(cause) {
+    const error = known(cause)
+    if (errorListeners.size) tellError(error)
     else console.error(error)
   }
 
-  /** @param {Fact} fact */
-  function apply(fact) {
-    facts.push(fact)
-    return fold(fact, find)
-  }
-
-  // What worked on this network, kept for the next page.
-
-  const memory = `tidemark ${base}`
-  /** @returns {Record<string, import('./machine.js').Network>} */
-  const recall = () => JSON.parse(globalThis.localStorage?.getItem(memory) ?? '{}')
-  let network = ''
-
-  function remember() {
-    try {
-      // The one that was used last comes first, also where it is known.
-      const all = Object.entries({ [network]: state.net, ...recall(), [network]: state.net })
-      globalThis.localStorage?.setItem(memory, JSON.stringify(Object.fromEntries(all.slice(0, 8))))
-    } catch {
-      // Without a memory each page learns anew.
-    }
-  }
-
-  /** @param {string} name */
-  function arrive(name) {
-    if (name === network) return
-    network = name
-    /** @type {import('./machine.js').Network | undefined} */
-    let net
-    try {
-      const found = recall()[name]
-      if (clock.now() - /** @type {number} */ (found.at) < 864e5) net = found
-    } catch {
-      // Nothing is known of it.
-    }
-    act({ type: 'network', net })
-  }
-
-  /** A WebSocket costs no connection of the six that HTTP/1.1 has for a page; HTTP/2 has as many as one likes. */
+  /** The streams to try, best first. */
   function order() {
-    const { transport = 'auto' } = options
-    // A page may have thousands of entries, so they are looked through until the answer is there, and not after.
-    /** @type {any[]} */
-    const entries = (!protocol && performance.getEntries?.()) || []
-    protocol ||= entries.find((e) => e.name.startsWith(base.origin) && e.nextHopProtocol)?.nextHopProtocol ?? ''
     /** @type {Stream[]} */
-    const streams = /^h[23]/.test(protocol) ? ['sse', 'websocket'] : ['websocket', 'sse']
-    return streams.filter((s) => (transport === 'auto' ? s === 'sse' || WebSocket : s === transport))
+    const streams = ['websocket', 'sse']
+    if (beyond.http2?.()) streams.reverse()
+    return streams.filter((s) => (choice === 'auto' ? s === 'sse' || WebSocket : s === choice))
   }
 
   // Connections.
@@ -360,20 +309,20 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   /**
    * Fetches with the credential, and with a new one where the server does not take it. Throws a TidemarkError for an
    * answer that is not ok. Retry-After counts in seconds; as a date, which no Tidemark sends, it is left to backoff.
-   * @param {string} url
+   * @param {string} path
    * @param {RequestInit} init
    * @param {boolean} [again]
    * @returns {Promise<Response>}
    */
-  async function request(url, init, again) {
+  async function request(path, init, again) {
     const token = await bearer()
     const headers = { ...init.headers, ...(token && { authorization: `Bearer ${token}` }) }
-    const response = await fetch(url, { cache: 'no-store', ...init, headers })
+    const response = await fetch(base + path, { cache: 'no-store', ...init, headers })
     const { ok, status } = response
     if (ok) return response
     if (status === 401) {
       if (token === bearing) ends = 0
-      if (getToken && !again) return request(url, init, true)
+      if (getToken && !again) return request(path, init, true)
     }
     const retry = 1000 * /** @type {any} */ (response.headers.get('retry-after')) || 0
     throw problem(await response.json().catch(() => ({})), status, retry)
@@ -386,10 +335,16 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   async function open(kind) {
     const poll = kind === 'poll'
     const transport = poll ? kind : /** @type {Stream} */ (state.stream)
-    const feed = createFeed(apply)
+    const websocket = transport === 'websocket'
+    const feed = createFeed((fact) => {
+      facts.push(fact)
+      return fold(fact, find)
+    })
     const { asked } = feed
+    const abort = new AbortController()
+    const { signal } = abort
     /** @type {Link} */
-    const link = { transport, asked }
+    const link = { transport, asked, abort }
     links[kind] = link
     const mine = () => links[kind] === link
     /** The last frame that says how far a poll has come. */
@@ -402,8 +357,7 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     const fail = (cause) => {
       if (!mine()) return
       const error = known(cause)
-      const { code, status, said } = error
-      let { retry } = error
+      let { code, status, said, retry } = error
       const anew = said && retry === null && getToken && !renewed
       if (anew) {
         // With another credential it is not unchanged.
@@ -444,12 +398,15 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
           if (type === 'open') {
             heartbeat = frame.heartbeat ?? 0
             link.bearing ??= bearing
-            arrive(frame.network ?? '')
+            const before = network
+            network = frame.network ?? ''
+            if (network !== before) {
+              act({ type: 'network', net: beyond.recall?.(network) })
+            }
           }
           if (type === 'tick') ticked = true
-          if (type === 'next') last = type
+          if (frame.cursor) last = type
           if (type === 'live') {
-            last = type
             cursor = frame.cursor
             live = covers()
             lived ||= live
@@ -459,10 +416,8 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
             news = -Infinity
             live = false
           }
-          if (type === 'end') {
-            throw unfit(`${frame.reason}`, 'the server ended the feed', frame.retry)
-          }
-          if (id && id === sent.id) sent.answer(frame)
+          if (type === 'end') throw unfit(`${frame.reason}`, 'the feed was ended', frame.retry)
+          if (id && id === sent.id) sent.answer?.(frame)
           else if (type === 'error') {
             // What can't be followed ends the feed, as it would on the other transports.
             const error = problem(frame)
@@ -481,42 +436,40 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
       if (error) fail(error)
     }
 
+    /** A WebSocket is told of what is followed once it is open. @param {(text: string) => void} send */
+    const opened = (send) => {
+      link.send = send
+      if (mine()) subscribe()
+    }
+
     try {
       /** @type {any} */
       const query = { transport, heartbeat: quiet(state, state.deaths ? CAREFUL : heartbeat, 3) }
       if (poll) query.wait = state.wait
       if (poll && state.limit) query.limit = state.limit
-      if (lived) query._ = `${token}${++requests}`
-      if (transport === 'websocket' && getToken) {
-        const abort = new AbortController()
-        link.connection = { close: () => abort.abort() }
-        const answer = await request(`${base}tickets`, { method: 'POST', signal: abort.signal })
+      if (lived) query._ = random(9)
+      if (websocket && getToken) {
+        const answer = await request('tickets', { method: 'POST', signal })
         link.bearing = bearing
         query.ticket = (await answer.json()).ticket
         if (!mine()) return
       }
       const search = new URLSearchParams(query)
-      // A WebSocket is told once it is open.
-      for (const [name, { rows }] of transport === 'websocket' ? [] : followed) {
+      for (const [name, { rows }] of websocket ? [] : followed) {
         asked.set(name, '')
         const cursor = rows.ask()
         search.append('c', cursor ? `${name}@${cursor}` : name)
       }
-      const url = `${base}feed${bare || '?'}${search}`
-      const connection =
-        transport === 'websocket'
-          ? openSocket(WebSocket, url, () => mine() && subscribe(), receive)
-          : openStream(request, url, !poll, receive)
-      link.connection = connection
-      const { done } = connection
+      const path = `feed${bare || '?'}${search}`
+      const done = websocket
+        ? openSocket(WebSocket, base + path, signal, opened, receive)
+        : openStream(request, path, !poll, abort, receive)
       running.add(done)
       await done.finally(() => running.delete(done))
     } catch (cause) {
       return fail(cause)
     }
-    // Pages note a moment later which HTTP it was.
-    const page = performance.getEntriesByType?.('navigation').length
-    if (poll && !protocol && page) await new Promise((resolve) => clock.after(0, () => resolve(0)))
+    if (poll) await beyond.noted?.()
     if (!mine()) return
     if (poll) state = { ...state, order: order() }
     act({ type: 'answered', poll, last })
@@ -527,9 +480,9 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
    * @param {string} type
    * @param {object} fields
    */
-  function send({ connection }, type, fields) {
+  function send(link, type, fields) {
     const id = `${++requests}`
-    connection?.send?.(JSON.stringify({ type, id, ...fields }))
+    link.send?.(JSON.stringify({ type, id, ...fields }))
     return id
   }
 
@@ -541,106 +494,88 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     scheduled = true
     queueMicrotask(async () => {
       // What was kept comes first, so that the server is asked for no more than what is new.
-      for (const [name, { rows }] of followed) await stored((store) => store.load(name, rows))
+      for (const [name, { rows }] of followed) await beyond.load?.(name, rows)
       scheduled = false
       want()
-      tabs?.follow()
+      beyond.follow?.()
     })
   }
 
   function want() {
     let changed = false
     for (const link of Object.values(links)) {
-      const { transport, asked, connection } = link
-      const left = minus(asked, followed)
-      for (const name of left) asked.delete(name)
-      if (left.length) send(link, 'unsubscribe', { collections: left })
+      const { transport, asked } = link
+      const collections = minus(asked, followed)
+      for (const name of collections) asked.delete(name)
+      if (collections[0]) send(link, 'unsubscribe', { collections })
       // A WebSocket that is not open yet will be told of everything once it is.
-      if (transport !== 'websocket' || connection?.send) changed ||= minus(followed, asked).length > 0
+      if (transport !== 'websocket' || link.send) changed ||= !!minus(followed, asked)[0]
     }
-    act({ type: 'want', wanted: leading && followed.size > 0, changed, told: !!links.stream?.connection?.send })
+    act({ type: 'want', wanted: leading && followed.size > 0, changed, told: !!links.stream?.send })
   }
 
   /** Brings what an open WebSocket carries, and may, in line with what is followed, and with the credential. */
   function subscribe() {
     const link = links.stream
-    if (!link?.connection?.send) return
+    if (!link?.send) return
     if (bearing && link.bearing !== bearing) {
       link.bearing = bearing
       link.auth = send(link, 'auth', { token: bearing })
     }
     const added = minus(followed, link.asked)
-    if (!added.length) return
+    if (!added[0]) return
     const id = send(link, 'subscribe', { collections: added.map((name) => ({ name, cursor: find(name)?.ask() })) })
     for (const name of added) link.asked.set(name, id)
   }
 
   // Writes.
 
-  /** @type {Promise<Store | void> | undefined} */
-  let store
-  /**
-   * @template T
-   * @param {(store: Store) => T} act
-   */
-  const stored = (act) => store?.then((store) => (store ? act(store) : undefined))
-  /** @type {Tabs | undefined} */
-  let tabs
-
-  /** Settles when the writes of those that are gone are in line. @type {Promise<void> | undefined} */
-  let past
-
   /** Whether the last try of a write went over a WebSocket. */
   let oversocket = false
   /** Ends the try that is under way. */
   let abort = new AbortController()
 
+  /** Nothing is written any more once the client is closed. */
+  function alive() {
+    if (state.phase === 'closed') throw closed()
+  }
+
   /** @type {import('./writer.js').Transmit} */
   async function transmit(body, first) {
-    if (state.phase === 'closed') throw closed()
-    const open = () => (links.stream?.connection?.send && state.proven ? links.stream : undefined)
+    alive()
+    const open = () => (state.proven && links.stream?.send ? links.stream : undefined)
     // What was lost on a WebSocket goes on by POST: the next one would die of it again.
     const socket = first || !oversocket ? open() : undefined
     oversocket = !!socket
     abort = new AbortController()
     const { signal } = abort
-    const timers = [
+    const undo = [
       clock.after(socket ? DEAF : STUCK, () => {
-        act(socket ? { type: 'over', poll: false, reason: 'mute', retry: 0 } : { type: 'stuck' })
+        act(socket ? { type: 'over', reason: 'mute', retry: 0 } : { type: 'stuck' })
         // It may wait for the connection that the WebSocket has.
-        if (open()) abort.abort('stuck')
+        if (open()) abort.abort('no answer')
       }),
       clock.after(TRY, () => abort.abort('no answer')),
     ]
     try {
-      const answer = socket
-        ? await new Promise((answer) => {
+      const answer = await (socket
+        ? new Promise((answer) => {
             sent = { id: send(socket, 'write', body), answer }
           })
-        : await (
-            await request(`${base}changes`, {
-              method: 'POST',
-              headers: { 'content-type': 'application/json' },
-              body: JSON.stringify(body),
-              signal,
-            })
-          ).json()
+        : request('changes', {
+            method: 'POST',
+            headers: { 'content-type': 'application/json' },
+            body: JSON.stringify(body),
+            signal,
+          }).then((answer) => answer.json()))
       if (Array.isArray(answer.results)) return answer
       // By POST it gets the next credential.
       if (socket && answer.status === 401) return transmit(body, false)
       throw problem(answer)
     } finally {
-      for (const undo of timers) undo()
+      for (const fn of undo) fn()
     }
   }
-
-  const writer = createWriter({
-    clock,
-    transmit,
-    ready: () => !followed.size || /catching-up|live/.test(status.state),
-    keep: (entry) => stored((store) => store.keep(entry)),
-    drop: (entry) => stored((store) => store.drop(entry)),
-  })
 
   /**
    * @param {import('./writer.js').Entry} entry
@@ -649,22 +584,18 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
   async function submit(entry, optimistic) {
     const { changes, atomic } = entry
     const guess = () => {
-      if (optimistic) for (const change of changes) member(change.collection).rows.guess(`${change.id}`, change)
+      if (optimistic) for (const change of changes) member(change.collection).rows.guess(change.id, change)
+      settle()
     }
     try {
       guess()
-      settle()
-      if (past) {
-        await past
-        // On top of what was written before.
-        guess()
-      }
-      const answer = await writer.send(entry)
+      const answer = await beyond.send(entry, guess)
       if (atomic && refusal(answer)) throw problem(answer, 409)
       confirm(answer.cursor, changes, answer.results, find)
       return answer.results
     } catch (cause) {
-      throw state.phase === 'closed' ? closed() : known(cause)
+      alive()
+      throw known(cause)
     } finally {
       // In one go with the answer, so that nothing flickers.
       for (const { collection, id } of changes) find(collection)?.unguess(id)
@@ -674,116 +605,71 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
 
   /** @type {Client['write']} */
   async function write(writes, { atomic = true, optimistic = true } = {}) {
-    if (state.phase === 'closed') throw closed()
+    alive()
     const changes = writes.map((change) => ({
       ...change,
       id: change.id ?? `${token}-${++requests}`,
       // Made here, so that the row has its key from the first moment.
       key: change.key ?? (change.op === 'insert' ? uuid(clock.now()) : undefined),
     }))
-    return submit({ client, atomic, changes: JSON.parse(JSON.stringify(changes)) }, optimistic)
+    return submit({ client: writer, atomic, changes: JSON.parse(JSON.stringify(changes)) }, optimistic)
   }
 
   // The page around it.
 
+  const look = () => act({ type: 'look' })
+
   /** @param {boolean} on */
   function page(on) {
-    tabs?.page(on)
+    beyond.page?.(on)
     act(on ? { type: 'look', anew: true } : { type: 'hide', reason: 'hidden' })
   }
 
   /** @type {Record<string, (event: any) => void>} */
   const around = {
-    online: () => act({ type: 'look', anew: false }),
+    online: look,
     offline: () => act({ type: 'hide', reason: 'offline' }),
     pagehide: () => page(false),
     pageshow: ({ persisted }) => persisted && page(true),
     freeze: () => page(false),
     resume: () => page(true),
-    visibilitychange: () => document.visibilityState === 'visible' && act({ type: 'look', anew: false }),
+    visibilitychange: () => document.hidden || look(),
   }
   /** Ends all listening. */
   const over = new AbortController()
   // Captured, because the last three are the document's, and need not come up to the window.
   const once = { signal: over.signal, capture: true }
-  for (const [type, fn] of Object.entries(around)) globalThis.addEventListener?.(type, fn, once)
+  for (const type in around) globalThis.addEventListener?.(type, around[type], once)
   signal?.addEventListener('abort', close, once)
 
   async function close() {
     over.abort()
-    writer.close()
-    tabs?.close()
+    const rest = beyond.close?.()
     leading = true
     act({ type: 'close' })
     abort.abort()
-    await Promise.allSettled([...running, stored((store) => store.close())])
+    await Promise.allSettled([...running, rest])
   }
 
-  /** @type {Host} */
-  const host = {
-    base,
-    options,
-    clock,
-    token,
-    followed,
-    member,
-    get status() {
-      return status
-    },
-    bearer,
-    apply(facts, names) {
-      for (const fact of facts) fold(fact, (name) => (names.has(name) ? find(name) : undefined))
-      settle()
-    },
-    lead(on) {
-      leading = on
-      if (on) refollow()
-      else want()
-    },
-    adopt,
-    wake: () => act({ type: 'wake' }),
-    show(status) {
-      show(status)
-      writer.run()
-    },
-    report: (error) => report(known(error)),
-  }
-  store = createStore?.(host)
-  tabs = createTabs?.(host)
-  leading = !tabs
-  use()
-  if (signal?.aborted) close()
-  else past = store && adopt()
-
-  /** Writes of tabs that are gone go on as ours. */
-  async function adopt() {
-    if (state.phase === 'closed') return
-    const entries = (await stored((store) => store.adopt())) ?? []
-    past = undefined
-    for (const entry of entries) submit(entry, true).catch(report)
-  }
-
-  function use(transport = options.transport ?? 'auto') {
-    if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket: there is none here')
-    options = { ...options, transport }
+  function use(transport = choice) {
+    if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket')
+    choice = transport
     act({ type: 'use', order: order(), fixed: transport !== 'auto' })
   }
 
   /** @param {string} name */
   function member(name) {
-    if (!NAME.test(name)) throw new TidemarkError('bad-name', `${name} does not match ${NAME}`)
+    if (!NAME.test(name)) throw new TidemarkError('bad-name', `not a name: ${name}`)
     let member = members.get(name)
     if (!member) {
       member = createCollection(
         name,
         (member, on) => {
-          if (on && !followed.has(name) && followed.size >= MOST) {
-            throw new TidemarkError('too-many', `more than ${MOST} collections`)
-          }
-          if (on) {
+          if (!on) followed.delete(name)
+          else if (followed.has(name) || followed.size < MOST) {
             followed.set(name, member)
             member.rows.watch()
-          } else followed.delete(name)
+          } else throw new TidemarkError('too-many', `more than ${MOST} collections`)
           refollow()
         },
         write,
@@ -793,26 +679,51 @@ export function createCore(options, { createWriter, createTabs, createStore }) {
     return member
   }
 
-  return {
+  /** @type {Client} */
+  const client = {
     collection: (name) => /** @type {any} */ (member(name).collection),
     write,
     get status() {
       return status
     },
-    onStatus: statusListeners.add,
-    onError: errorListeners.add,
+    onStatus,
+    onError,
     setTransport: use,
     cursor: (name) => find(name)?.cursor,
     close,
   }
+
+  /** @type {Host} */
+  const host = {
+    base,
+    options,
+    clock,
+    client,
+    followed,
+    member,
+    bearer,
+    lead(on) {
+      leading = on
+      if (on) refollow()
+      else want()
+    },
+    act,
+    show,
+    transmit,
+    submit,
+    report,
+  }
+  const beyond = createBeyond(host)
+  use()
+  leading = beyond.leads ?? true
+  if (signal?.aborted) close()
+  return client
 }
 
-/**
- * A UUIDv7: sorted by time.
- * @param {number} now ms
- */
-function uuid(now) {
-  const random = Array.from(crypto.getRandomValues(new Uint8Array(18)), (byte) => (byte & 15).toString(16))
-  const digits = [...Math.floor(now).toString(16).padStart(12, '0'), ...random]
-  return 'xxxxxxxx-xxxx-7xxx-8xxx-xxxxxxxxxxxx'.replace(/x/g, () => `${digits.shift()}`)
-}
+/** So many random hexadecimal digits. No crypto.randomUUID, which pages over plain http do not have. @param {number} n */
+export const random = (n) =>
+  crypto.getRandomValues(new Uint8Array(n)).reduce((digits, byte) => digits + (byte & 15).toString(16), '')
+
+/** A UUIDv7: sorted by time. @param {number} now ms */
+const uuid = (now) =>
+  (Math.floor(now).toString(16).padStart(12, '0') + random(18)).replace(/(.{8})(.{4})(...)(...)/, '$1-$2-7$3-8$4-')

@@ -62,13 +62,13 @@ import { createRows } from './rows.js'
  */
 export function createCollection(name, follow, write) {
   const rows = createRows()
-  /** @type {ReturnType<typeof createListeners<Batch>>} */
-  const listeners = createListeners()
+  /** @type {import('./listeners.js').Listeners<Batch>} */
+  const [add, tell, listeners] = createListeners()
 
   /** @type {Collection['subscribe']} */
   const subscribe = (fn) => {
     follow(member, true)
-    const undo = listeners.add(fn)
+    const undo = add(fn)
     return () => {
       undo()
       if (!listeners.size) follow(member, false)
@@ -77,30 +77,22 @@ export function createCollection(name, follow, write) {
 
   /**
    * @param {Write['op']} op
-   * @param {string} [key]
-   * @param {any} [more]
+   * @param {Partial<Write>} change
+   * @param {any} [options]
    */
-  const one = async (op, key, { optimistic, ...more } = {}) =>
-    (await write([{ collection: name, op, key, ...more }], { optimistic }))[0]
+  const one = async (op, change, { optimistic, ...more } = {}) =>
+    (await write([{ collection: name, op, ...more, ...change }], { optimistic }))[0]
 
-  /** Who waits for which sequence. @type {Set<{seq: number, resolve: () => void}>} */
+  /** Those who wait for a sequence look whether it is here. @type {Set<() => void>} */
   const waiting = new Set()
-  const arrived = () => {
-    const { cursor, epoch } = rows.table
-    for (const wait of waiting) {
-      if (cursor < wait.seq || !epoch || rows.staged) continue
-      waiting.delete(wait)
-      wait.resolve()
-    }
-  }
 
   /** @type {Member} */
   const member = {
     rows,
     take() {
       const batch = rows.take()
-      arrived()
-      return batch && (() => listeners.tell(batch))
+      for (const look of waiting) look()
+      return batch && (() => tell(batch))
     },
     collection: {
       name,
@@ -114,15 +106,20 @@ export function createCollection(name, follow, write) {
       seq: rows.seq,
       awaitSeq: (seq) =>
         new Promise((resolve) => {
-          waiting.add({ seq, resolve })
-          arrived()
+          const look = () => {
+            if (rows.table.cursor < seq || !rows.cursor || rows.staged) return
+            waiting.delete(look)
+            resolve()
+          }
+          waiting.add(look)
+          look()
         }),
       subscribe,
       start: () => subscribe(() => {}),
-      insert: (value, { key, ...options } = {}) => one('insert', key, { value, ...options }),
-      modify: (key, patch, options) => one('modify', key, { patch, ...options }),
-      put: (key, value, options) => one('put', key, { value, ...options }),
-      remove: (key, options) => one('remove', key, options),
+      insert: (value, options) => one('insert', { value }, options),
+      modify: (key, patch, options) => one('modify', { key, patch }, options),
+      put: (key, value, options) => one('put', { key, value }, options),
+      remove: (key, options) => one('remove', { key }, options),
     },
   }
   return member

@@ -1,4 +1,5 @@
-// The client without what reaches beyond one page and one moment: no other tabs, no queue, no IndexedDB.
+// The client without what reaches beyond one page and one moment: no other tabs, no queue, no IndexedDB,
+// no memory of networks.
 
 import { createCore } from './client.js'
 import { known } from './errors.js'
@@ -8,25 +9,23 @@ export { TidemarkError } from './errors.js'
 /**
  * Sends writes in order, each once the one before it was answered. One that gets no answer is sent once more, under the
  * same id and perhaps another way, so that it takes effect once; then whoever made it is told.
- * @type {typeof import('./writer.js').createWriter}
+ * @param {import('./client.js').Host} host
+ * @returns {import('./client.js').Beyond}
  */
-const createWriter = ({ transmit }) => {
+const createBeyond = ({ transmit }) => {
   /** @type {Promise<unknown>} */
   let last = Promise.resolve()
   return {
-    run: async () => {},
-    send({ client, atomic, changes }) {
-      const send = (/** @type {boolean} */ first) => transmit({ client, atomic, changes }, first)
+    send(entry) {
       const answer = last
-        .then(() => send(true))
+        .then(() => transmit(entry, true))
         .catch((cause) => {
           if (known(cause).status) throw cause
-          return send(false)
+          return transmit(entry, false)
         })
       last = answer.catch(() => {})
       return answer
     },
-    close: () => {},
   }
 }
 
@@ -37,4 +36,4 @@ const createWriter = ({ transmit }) => {
  * @param {import('./client.js').Options} options
  * @returns {import('./client.js').Client}
  */
-export const createClient = (options) => createCore(options, { createWriter })
+export const createClient = (options) => createCore(options, createBeyond)

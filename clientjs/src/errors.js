@@ -32,15 +32,14 @@ export class TidemarkError extends Error {
   }
 }
 
-/** Whether a change took effect, by its status in an answer. */
-export const DONE = /^(ok|duplicate)$/
+/** Whether nothing is wrong with a change, by its status in an answer; `aborted`: but with another one of its transaction. */
+export const FINE = /^(ok|duplicate|aborted)$/
 
 /**
- * The change for which a transaction was refused. The others are `aborted`.
+ * The change for which a transaction was refused.
  * @param {any} body
  */
-export const refusal = (body) =>
-  body.results?.find?.((/** @type {any} */ { status }) => !DONE.test(status) && status !== 'aborted')
+export const refusal = (body) => body.results?.find?.((/** @type {any} */ { status }) => !FINE.test(status))
 
 /**
  * The error that an answer stands for: a problem (RFC 9457), the results of a refused transaction, or whatever a proxy
@@ -54,11 +53,13 @@ export function problem(body, status = body.status ?? 0, retry = body.retry ?? 0
   const { seq, value } = culprit ?? body
   // Of the 4xx only these may go away by themselves; all else is somebody's bad day.
   const transient = !/^4(?!08|25|29)/.test(`${status}`)
-  return new TidemarkError(
-    culprit?.status ?? body.code ?? (transient ? 'unavailable' : 'refused'),
-    body.detail ?? culprit?.status ?? `HTTP ${status}: check the url`,
-    { status, seq, value, retry: transient ? retry : null },
-  )
+  const code = culprit?.status ?? body.code ?? (transient ? 'unavailable' : 'refused')
+  return new TidemarkError(code, body.detail ?? `${code}: HTTP ${status}`, {
+    status,
+    seq,
+    value,
+    retry: transient ? retry : null,
+  })
 }
 
 /**

@@ -1,4 +1,4 @@
-import { badFrame, DONE } from './errors.js'
+import { badFrame, FINE } from './errors.js'
 
 /**
  * What the server sends: one JSON object a line, whatever the transport. Unknown types and fields are ignored.
@@ -119,7 +119,7 @@ export function confirm(cursor, writes, results, find) {
   results.forEach(({ status, key, seq, value }, i) => {
     const { collection, op } = writes[i]
     // A remove leaves no value. Of a row that was gone already it may have no sequence: nothing to show.
-    if (DONE.test(status) && seq > 0 && (value || op === 'remove')) find(collection)?.wrote(epoch, key, seq, value)
+    if (FINE.test(status) && seq > 0 && (value || op === 'remove')) find(collection)?.wrote(epoch, key, seq, value)
   })
 }
 

@@ -1,20 +1,10 @@
 // Tidemark's JavaScript client: local collections, kept in step with a server. Everything public is exported here.
 
+import { createBeyond } from './beyond.js'
 import { createCore } from './client.js'
 import { scope } from './scope.js'
-import { createTabs } from './tabs.js'
-import { createWriter } from './writer.js'
 
 export { TidemarkError } from './errors.js'
-
-/**
- * Whoever asks for no store does not load what makes one.
- * @param {import('./client.js').Host} host
- */
-const createStore = (host) =>
-  host.options.persist && globalThis.indexedDB
-    ? import('./store.js').then(({ createStore }) => createStore(host, scope(host)), host.report)
-    : undefined
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
@@ -22,7 +12,15 @@ const createStore = (host) =>
  * @param {import('./client.js').Options} options
  * @returns {import('./client.js').Client}
  */
-export const createClient = (options) => createCore(options, { createWriter, createTabs, createStore })
+export const createClient = (options) =>
+  createCore(options, (host) =>
+    createBeyond(host, (token) =>
+      // Whoever asks for no store does not load what makes one.
+      options.persist && globalThis.indexedDB
+        ? import('./store.js').then(({ createStore }) => createStore(host, token, scope(host)), host.report)
+        : undefined,
+    ),
+  )
 
 /** @typedef {import('./client.js').Client} Client */
 /** @typedef {import('./client.js').Options} Options */

@@ -1,33 +1,33 @@
 /**
- * Functions that want to be told. add returns its own undo; the same function may be added twice.
+ * How to add one, to tell all, and who they are. add returns its own undo; the same function may be added twice.
  * @template T
+ * @typedef {[add: (fn: (value: T) => void) => () => void, tell: (value: T) => void, all: Set<unknown>]} Listeners
+ */
+
+/**
+ * Functions that want to be told.
+ * @template T
+ * @returns {Listeners<T>}
  */
 export function createListeners() {
-  /** @type {Set<(value: T) => void>} */
+  /** @type {Set<[fn: (value: T) => void]>} */
   const all = new Set()
-  return {
-    /** @param {(value: T) => void} fn */
-    add(fn) {
-      const own = (/** @type {T} */ value) => fn(value)
+  return [
+    (fn) => {
+      /** @type {[typeof fn]} */
+      const own = [fn]
       all.add(own)
       return () => {
         all.delete(own)
       }
     },
-    /** How many there are. */
-    get size() {
-      return all.size
-    },
-    /** @param {T} value */
-    tell(value) {
+    (value) => {
       for (const own of [...all]) {
-        try {
-          if (all.has(own)) own(value)
-        } catch (error) {
-          // It surfaces as an unhandled rejection, and costs neither the feed nor the others.
-          Promise.reject(error)
-        }
+        // What it throws surfaces as an unhandled rejection, and costs neither the feed nor the others.
+        const tell = async () => all.has(own) && own[0](value)
+        tell()
       }
     },
-  }
+    all,
+  ]
 }

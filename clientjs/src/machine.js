@@ -85,8 +85,8 @@
  *   | {type: 'network', net?: Network}
  *   | {type: 'heard', poll: boolean, heartbeat: number, live: boolean, news: number, tick: boolean}
  *   | {type: 'answered', poll: boolean, last: string}
- *   | {type: 'over', poll: boolean, reason: string, retry: number | null, said?: boolean, anew?: unknown}
- *   | {type: 'look', anew: boolean}
+ *   | {type: 'over', poll?: boolean, reason: string, retry: number | null, said?: boolean, anew?: unknown}
+ *   | {type: 'look', anew?: boolean}
  *   | {type: 'hide', reason: string}
  *   | {type: 'stuck'}
  *   | {type: 'wake'}
@@ -214,10 +214,14 @@ export function step(state, event, whole, now, random) {
     next.dueStream = next.dueCarry = Infinity
   }
 
-  const dropPoll = () => {
-    if (next.wait !== undefined) effects.push('no poll')
+  const endPoll = () => {
     next.wait = undefined
     next.duePoll = Infinity
+  }
+
+  const dropPoll = () => {
+    if (next.wait != null) effects.push('no poll')
+    endPoll()
   }
 
   /** No word for so long and the stream counts as dead. */
@@ -230,7 +234,6 @@ export function step(state, event, whole, now, random) {
   const open = (stream) => {
     watch()
     next.stream = stream
-    next.proven = false
     next.news = 0
     next.opened = now
     next.tried = [...next.tried, stream]
@@ -292,24 +295,21 @@ export function step(state, event, whole, now, random) {
     rest(phase, '')
     const { good } = next.net
     // What is known to work resumes at once. A poll is beside it soon if it does not.
-    if (good && whole && !next.deaths && next.order.includes(good) && !isBad(good)) {
+    if (good && whole && !next.deaths && next.order.includes(good)) {
       open(good)
       if (!fixed) next.dueCarry = now + CARRY
     } else poll(0)
   }
 
-  /**
-   * @param {string} reason
-   * @param {number} [retry] ms
-   */
-  const lose = (reason, retry = 0) => {
-    const pause = Math.max(retry, 0) || 0
+  /** @param {string} reason @param {any} [retry] ms */
+  const lose = (reason, retry) => {
+    const pause = retry > 0 ? retry : 0
     next.peace = now + pause
     rest('offline', reason, now + pause + backoff(next.attempt++, random))
   }
 
   /** Whatever failed may have failed because the server, or the whole network, was away: no transport is to blame. */
-  const away = (/** @type {string} */ reason, /** @type {number} */ retry = 0) => {
+  const away = (/** @type {string} */ reason, /** @type {any} */ retry = 0) => {
     next.deaths = 0
     lose(reason, retry)
   }
@@ -350,9 +350,9 @@ export function step(state, event, whole, now, random) {
     const stream = /** @type {Stream} */ (state.stream)
     next.why = `${stream}: ${reason}`
     if (proven || fixed) {
-      if (reason !== 'silent') cut(state.heard)
       // One that fell silent has lived no longer than it spoke.
       const end = reason === 'silent' ? state.heard : now
+      if (end === now) cut(state.heard)
       next.deaths = end - state.opened < YOUNG ? state.deaths + 1 : 0
       if (next.deaths >= DEATHS && !fixed) {
         bad(stream)
@@ -367,7 +367,7 @@ export function step(state, event, whole, now, random) {
       next.deaths++
       next.tried = []
     } else if (phase === 'live' && whole) probe()
-    if (next.wait === undefined) carry()
+    if (next.wait == null) carry()
   }
 
   const { type } = event
@@ -396,11 +396,11 @@ export function step(state, event, whole, now, random) {
   } else if (type === 'close') {
     rest('closed', 'closed')
   } else if (type === 'hide') {
-    if (!apart) rest('offline', event.reason, now + backoff(9, 1))
+    if (!apart) rest('offline', event.reason, now + 30e3)
   } else if (type === 'look') {
     next.round = 0
     if (apart) {
-      if (state.wanted && now >= state.peace && phase === 'offline') {
+      if (now >= state.peace && phase === 'offline') {
         next.attempt = 0
         connect()
       }
@@ -412,7 +412,7 @@ export function step(state, event, whole, now, random) {
       // The write is in line before the next poll, which is held for what is left of this one: silence does not last
       // longer by it.
       dropPoll()
-      poll(Math.max(0, Math.round((state.duePoll - now) / 1000) - 10))
+      poll(Math.max(0, ((state.duePoll - now) / 1000 - 10) | 0))
     }
   } else if (type === 'wake') {
     if (now < due(state)) {
@@ -424,8 +424,10 @@ export function step(state, event, whole, now, random) {
     else if (now >= state.dueStream) streamLost(proven ? 'silent' : 'not proven')
     else {
       // Whoever hears us not, for all that it says, is no way to follow more.
-      if (now >= state.dueCarry && (proven || fixed)) streamLost('mute')
-      else if (now >= state.dueCarry) {
+      if (now < state.dueCarry) {
+        // It carries what it can.
+      } else if (proven || fixed) streamLost('mute')
+      else {
         // What starts from nothing can't be overtaken.
         if (!whole) {
           dropStream()
@@ -435,7 +437,7 @@ export function step(state, event, whole, now, random) {
       }
       if (now >= state.dueProbe) reprobe()
     }
-  } else if (apart || (event.poll ? state.wait === undefined : !state.stream)) {
+  } else if (apart || (event.poll ? state.wait == null : !state.stream)) {
     // The rest is about a connection, and that one is gone.
   } else if (type === 'heard') {
     next.heartbeat = event.heartbeat || state.heartbeat
@@ -447,8 +449,8 @@ export function step(state, event, whole, now, random) {
         if (stream !== state.stream && !isBad(stream) && !fixed) bad(stream)
       }
     } else {
-      const limit = next.dueStream
-      watch()
+      next.heard = now
+      if (event.tick || proven || fixed) watch()
       if (event.tick) next.dueCarry = Infinity
       if (event.tick && !proven) {
         next.proven = true
@@ -458,7 +460,7 @@ export function step(state, event, whole, now, random) {
         next.why = `${stream}: proven`
         next.dueProbe = Infinity
         dropPoll()
-      } else if (!proven && !fixed) next.dueStream = limit
+      }
     }
     if (event.news < 0) {
       // Whoever brings a reset brings it alone.
@@ -485,8 +487,7 @@ export function step(state, event, whole, now, random) {
   } else if (!event.poll) streamLost('ended')
   else {
     const { wait = 0, news, asked } = state
-    next.wait = undefined
-    next.duePoll = Infinity
+    endPoll()
     if (event.last === 'next' && news > 0) {
       // Whoever has seen the first page can wait a little for the second.
       next.limit = Math.min(1e4, 2 * (state.limit ?? 1e4))

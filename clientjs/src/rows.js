@@ -51,9 +51,7 @@ export function createRows() {
   const values = new Map()
   /** Keys to look at, with the sequence of what touched them. @type {Map<string, number>} */
   const marked = new Map()
-  let version = 0
   let anew = false
-  let ready = false
   let tell = false
   let begun = false
   let watched = false
@@ -118,23 +116,19 @@ export function createRows() {
     return moved
   }
 
-  return {
+  const self = {
     values,
     /** Grows whenever what is shown changes. */
-    get version() {
-      return version
-    },
+    version: 0,
     /** Whether the rows shown were whole once. */
-    get ready() {
-      return ready
-    },
+    ready: false,
     get cursor() {
       return table.cursor < 0 ? undefined : `${table.epoch}-${table.cursor}`
     },
     /** The cursor to ask for what follows. From then on it is too late to load: what went meanwhile may not be said. */
     ask() {
       begun = true
-      return this.cursor
+      return self.cursor
     },
     /** As the log has them; during a reset what has been read of it. Not to be changed. */
     get table() {
@@ -156,7 +150,7 @@ export function createRows() {
     load(kept) {
       if (table.epoch || begun) return
       table = kept
-      ready = tell = true
+      self.ready = tell = true
       for (const key of kept.rows.keys()) mark(key)
     },
 
@@ -181,13 +175,13 @@ export function createRows() {
       const written = ownSeq(key)
       // Of a row that is held any later change is news, even below the cursor: another connection may have moved it.
       if (seq > written && seq > (table.rows.get(key)?.seq ?? table.cursor)) store(key, seq, value)
-      if (written && seq >= written) {
+      const ours = guesses.has(id)
+      if (seq >= written && (written || ours)) {
         if (stale) own.set(key, { seq, value, brought: true })
         else own.delete(key)
       }
-      if (!guesses.has(id)) return
+      if (!ours) return
       // An own write came true before its answer; those before it on this row are part of it.
-      if (stale && seq > written) own.set(key, { seq, value, brought: true })
       mark(key)
       for (const [other, guess] of guesses) {
         if (guess.key === key) guesses.delete(other)
@@ -253,8 +247,8 @@ export function createRows() {
         }
       }
       next(seq)
-      tell ||= !ready
-      ready = true
+      tell ||= !self.ready
+      self.ready = true
       if (!stale) return
       const keys = [...stale.rows.keys(), ...table.rows.keys()]
       stale = undefined
@@ -279,15 +273,14 @@ export function createRows() {
         else values.delete(key)
         changes.push({ op: value ? (old ? 'modify' : 'insert') : 'remove', key, value, seq })
       }
-      const batch = { changes, reset: anew }
-      const silent = !changes.length && !tell
+      const batch = changes.length || tell ? { changes, reset: anew } : undefined
       marked.clear()
       anew = tell = false
-      if (silent) return
-      version++
+      if (batch) self.version++
       return batch
     },
   }
+  return self
 }
 
 /** @typedef {ReturnType<typeof createRows>} Rows */

@@ -13,7 +13,7 @@ export async function scope(host) {
       return JSON.stringify([`${base}`, options.user ?? '', who(token)])
     } catch (error) {
       // Without a network there may be no credential yet.
-      if (host.status.reason === 'closed') throw error
+      if (host.client.status.reason === 'closed') throw error
       await new Promise((resolve) => clock.after(1000, () => resolve(0)))
     }
   }

@@ -10,11 +10,12 @@ const PATIENCE = 2000
  * is never a cursor without its rows. Whoever leads writes rows; writes are kept by the tab that made them, and adopted
  * by another when that one is gone.
  * @param {import('./client.js').Host} host
+ * @param {string} token names this client among all
  * @param {Promise<string>} scope names the database
- * @returns {import('./client.js').Store}
+ * @returns {import('./beyond.js').Store}
  */
-export function createStore(host, scope) {
-  const { clock, token, member } = host
+export function createStore(host, token, scope) {
+  const { clock, member } = host
   const { indexedDB, navigator } = globalThis
 
   /** What differs from what is on disk: keys, or undefined for perhaps all of it. @type {Map<string, Set<string> | undefined>} */

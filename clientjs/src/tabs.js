@@ -1,3 +1,4 @@
+import { fold } from './feed.js'
 import { scope } from './scope.js'
 
 /** @typedef {import('./feed.js').Fact} Fact */
@@ -34,10 +35,11 @@ const PING = 250
  * it hears. A tab that joins gets the rows from the leader, not from the server, unless it has come as far already.
  * When the leader closes, crashes or freezes, the next in line for the lock goes on from where its own rows are.
  * @param {import('./client.js').Host} host
- * @returns {import('./client.js').Tabs | undefined}
+ * @param {string} token names this client among all
+ * @param {() => void} adopt takes over what a tab that is gone has not written yet
  */
-export function createTabs(host) {
-  const { options, clock, token, followed } = host
+export function createTabs(host, token, adopt) {
+  const { options, clock, followed } = host
   const { navigator, BroadcastChannel, document } = globalThis
   const locks = navigator?.locks
   if (!(options.tabs ?? document) || !locks || !BroadcastChannel) return
@@ -48,7 +50,7 @@ export function createTabs(host) {
   let leading = false
   let closed = false
   /** Lets go of the lock, or of the place in line for it. */
-  let release = () => {}
+  let release = (/** @type {unknown} */ _) => {}
   /** @type {Status | undefined} */
   let status
   /** What the leader has told us all of. @type {Set<string>} */
@@ -65,7 +67,7 @@ export function createTabs(host) {
   const post = (message) => closed || channel?.postMessage({ from: token, ...message })
 
   /** As the leader. @param {Omit<Message, 'from'>} message */
-  const say = (message) => post({ status: { ...host.status }, ...message })
+  const say = (message) => post({ status: { ...host.client.status }, ...message })
 
   function hello() {
     if (leading || !channel) return
@@ -109,8 +111,7 @@ export function createTabs(host) {
         /** @type {Fact[]} */
         const facts = [
           { type: known ? 'cover' : 'reset', ...all },
-          { type: 'next', ...all, seq, changes },
-          { type: 'live', ...all, seq: known ? +at : seq },
+          { type: 'live', ...all, seq: known ? +at : seq, changes },
         ]
         say({ to, facts, joins: [name] })
       }
@@ -142,7 +143,7 @@ export function createTabs(host) {
         host.lead(true)
       }
       say({ to: from })
-      return host.wake()
+      return host.act({ type: 'wake' })
     }
     if (!said) return
     if (lead || !leader) leader = from
@@ -155,13 +156,15 @@ export function createTabs(host) {
       hello()
     }
     for (const name of joins) joined.add(name)
-    if (facts) host.apply(facts, joined)
+    for (const fact of facts ?? []) fold(fact, (name) => (joined.has(name) ? host.member(name).rows : undefined))
+    // What came shows before the status says that all is here.
+    host.act({ type: 'wake' })
     tell()
   }
 
   /** Waits for the lock, or takes it from somebody who does not answer. */
   function queue(steal = false) {
-    release()
+    release(0)
     const abort = new AbortController()
     release = () => abort.abort()
     const held = () => {
@@ -172,9 +175,7 @@ export function createTabs(host) {
       peers.clear()
       host.lead(true)
       say({ lead: true })
-      return new Promise((resolve) => {
-        release = () => resolve(undefined)
-      })
+      return new Promise((resolve) => (release = resolve))
     }
     const ended = locks.request(name, steal ? { steal } : { signal: abort.signal }, held)
     // Rejected: it was taken from us, or we left the line.
@@ -186,9 +187,9 @@ export function createTabs(host) {
   }
 
   /** Lets go of the lock that says that we are there. */
-  let leave = () => {}
+  let leave = (/** @type {unknown} */ _) => {}
   const join = () => {
-    const until = new Promise((resolve) => (leave = () => resolve(undefined)))
+    const until = new Promise((resolve) => (leave = resolve))
     const there = () => {
       hello()
       return until
@@ -200,7 +201,7 @@ export function createTabs(host) {
   /** It left, or crashed. @param {string} peer */
   function gone(peer) {
     if (peers.delete(peer)) lend()
-    if (!closed) clock.after(1000, host.adopt)
+    if (!closed) clock.after(1000, adopt)
   }
 
   /** Goes on without the others. */
@@ -213,9 +214,9 @@ export function createTabs(host) {
   function close() {
     undo()
     closed = true
-    leave()
+    leave(0)
     leading = false
-    release()
+    release(0)
     channel?.close()
   }
 
@@ -226,7 +227,7 @@ export function createTabs(host) {
     joined.clear()
     peers.clear()
     lend()
-    release()
+    release(0)
   }
 
   /** Somebody else leads now. */
@@ -243,7 +244,7 @@ export function createTabs(host) {
     const now = clock.now()
     const late = now - looked > 2 * PING
     looked = now
-    if (leading || late || document?.visibilityState === 'hidden') heard = now
+    if (leading || late || document?.hidden) heard = now
     else if (now - heard > 2 * PING) {
       heard = now
       queue(true)
@@ -265,23 +266,27 @@ export function createTabs(host) {
   )
 
   return {
+    /** What is followed has changed. */
     follow() {
       hello()
       if (leading) welcome()
     },
+    /** @param {Fact[]} facts */
     heard(facts) {
       if (!leading || !peers.size) return
       say({ facts })
       welcome()
     },
+    /** The status has changed. */
     told() {
       if (leading) say({})
     },
+    /** Whether the page is there, not frozen or in the back-forward cache. @param {boolean} on */
     page(on) {
       if (!channel || closed) return
       if (on) join()
       else {
-        leave()
+        leave(0)
         rest()
       }
     },

@@ -116,7 +116,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
       }
       try {
         if (sent.some((one) => age(one.entry) > WINDOW)) {
-          throw new TidemarkError('unknown', 'sent too long ago to know whether it took effect')
+          throw new TidemarkError('unknown', 'sent too long ago')
         }
         for (const one of sent) {
           one.entry.since ??= clock.now()
@@ -135,7 +135,7 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
         if (over) break
         if (error.retry !== null) {
           // These two say that nothing was taken; after all else it may have been.
-          if (error.status !== 429 && error.status !== 503) for (const one of sent) one.lost = true
+          if (!/429|503/.test(`${error.status}`)) for (const one of sent) one.lost = true
           stop = clock.after(error.retry + backoff(attempt - 1, clock.random()), () => {
             running = false
             run()

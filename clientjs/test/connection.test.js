@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { createClient, TidemarkError } from '../src/index.js'
 import { FakeClock, turns } from './clock.js'
+import { install } from './install.js'
 import { change, live, next, open, tick, Wire } from './wire.js'
 
 /** @typedef {import('../src/client.js').Options} Options */
@@ -53,22 +54,6 @@ function setup(transport = 'auto', options = {}) {
   return { wire, clock, client, errors, states, todos, told, follow, reach, seen }
 }
 
-/**
- * Puts something where the platform has it, as long as the test lasts.
- * @param {import('node:test').TestContext} t
- * @param {Record<string, unknown>} globals
- */
-function install(t, globals) {
-  for (const [name, value] of Object.entries(globals)) {
-    const before = Object.getOwnPropertyDescriptor(globalThis, name)
-    Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
-    t.after(() => {
-      if (before) Object.defineProperty(globalThis, name, before)
-      else Reflect.deleteProperty(globalThis, name)
-    })
-  }
-}
-
 /** A page around the client: its events, as the test has them happen. @param {import('node:test').TestContext} t */
 function page(t) {
   /** @type {Set<unknown>} */
@@ -83,7 +68,7 @@ function page(t) {
     }
   }
   const [window, document] = [new Target(), new Target()]
-  const state = Object.assign(document, { visibilityState: 'visible' })
+  const state = Object.assign(document, { visibilityState: 'visible', hidden: false })
   install(t, {
     addEventListener: window.addEventListener.bind(window),
     document,
@@ -98,6 +83,7 @@ function page(t) {
     /** @param {string} type */
     async document(type, visibilityState = 'visible') {
       state.visibilityState = visibilityState
+      state.hidden = visibilityState === 'hidden'
       // What happens to a document passes its window first.
       window.dispatchEvent(new Event(type))
       await turns()

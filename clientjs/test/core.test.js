@@ -1,8 +1,9 @@
-// What the entry without a queue, tabs and store does otherwise: its writes.
+// What the entry without a queue, tabs and store does otherwise: its writes, and what it remembers.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { createClient } from '../src/core.js'
 import { FakeClock, turns } from './clock.js'
+import { install } from './install.js'
 import { change, live, Wire } from './wire.js'
 
 /** A client that is live at 10, with one row. @param {import('../src/machine.js').Transport} transport */
@@ -124,4 +125,20 @@ test('without a queue a feed changes rows as with one', async () => {
   await wire.stream.frames(change(11, 'new', { n: 1 }), live(11))
   assert.deepEqual([...todos.rows.keys()], ['old', 'new'])
   await client.close()
+})
+
+test('without a memory of networks each page begins with polls, whatever was proven on the one before', async (t) => {
+  let asked = 0
+  const item = () => {
+    asked++
+    return null
+  }
+  install(t, { localStorage: { getItem: item, setItem: item } })
+  for (let page = 0; page < 2; page++) {
+    const { wire, client } = await setup('websocket')
+    assert.equal(wire.polls.length, 1)
+    assert.equal(client.status.transport, 'websocket')
+    await client.close()
+  }
+  assert.equal(asked, 0)
 })

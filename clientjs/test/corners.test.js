@@ -1,17 +1,17 @@
 // What hostile data, odd moments and many clients in one place do to a client.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { createBeyond } from '../src/beyond.js'
 import { createCore } from '../src/client.js'
 import { createClient } from '../src/index.js'
 import { createRows } from '../src/rows.js'
-import { createWriter } from '../src/writer.js'
 import { FakeClock, turns } from './clock.js'
 import { live, Wire } from './wire.js'
 
 /** @typedef {import('../src/writer.js').Entry} Entry */
 
 /** A store of a past that a test makes up. @param {Entry[]} orphans @param {Promise<unknown>} [ready] */
-const store = (orphans, ready) => async () => ({
+const store = async (orphans, ready) => ({
   load: async () => {},
   heard: () => {},
   keep: async () => {},
@@ -106,7 +106,7 @@ test('writes of a page that is gone go before those that its successor makes in 
   }
   const client = createCore(
     { url: 'http://tide.test', tenant: 'demo', transport: 'poll', fetch: wire.fetch, clock: new FakeClock() },
-    { createWriter, createStore: store([/** @type {any} */ (old)], new Promise((resolve) => (read = resolve))) },
+    (host) => createBeyond(host, () => store([/** @type {any} */ (old)], new Promise((resolve) => (read = resolve)))),
   )
   client.onError(() => {})
   client
@@ -128,7 +128,7 @@ test('a write that was sent too long ago is not sent again in the company of a n
   const old = { client: 'c', atomic: true, at: clock.now() - 2 * 3600e3, changes: [change] }
   const client = createCore(
     { url: 'http://tide.test', tenant: 'demo', transport: 'poll', client: 'c', fetch: wire.fetch, clock },
-    { createWriter, createStore: store([/** @type {any} */ (old)]) },
+    (host) => createBeyond(host, () => store([/** @type {any} */ (old)])),
   )
   client.onError(() => {})
   const todos = client.collection('todos')

@@ -4,6 +4,7 @@ import { test } from 'node:test'
 import { createClient as createCoreClient } from '../src/core.js'
 import { createClient } from '../src/index.js'
 import { FakeClock, turns } from './clock.js'
+import { install } from './install.js'
 import { change, live, open, Wire } from './wire.js'
 
 /** @typedef {import('../src/client.js').Options} Options */
@@ -547,22 +548,21 @@ test('a page that slept past the end of its token asks for the next one before i
 
 // Tickets.
 
-test('a ticket that does not come is not waited for, and holds no connection that the feed needs', async () => {
+/** A client that follows todos, and is to do so over a WebSocket. Nothing is answered yet. */
+async function follow() {
   const wire = new Wire()
   const clock = new FakeClock()
   const { fetch, WebSocket } = wire
   const getToken = () => 'token'
-  const client = createClient({
-    url: 'http://tide.test',
-    tenant: 'demo',
-    transport: 'websocket',
-    fetch,
-    WebSocket,
-    clock,
-    getToken,
-  })
+  const options = { url: 'http://tide.test', tenant: 'demo', fetch, WebSocket, clock, getToken }
+  const client = createClient({ ...options, transport: 'websocket' })
   client.collection('todos').start()
   await turns()
+  return { wire, clock, client }
+}
+
+test('a ticket that does not come is not waited for, and holds no connection that the feed needs', async () => {
+  const { wire, clock, client } = await follow()
   for (let i = 0; i < 200; i++) {
     if (wire.held.includes('poll')) await wire.poll.reply(open, live(1))
     await clock.advance(SECOND)
@@ -596,22 +596,8 @@ test('a ticket that is refused for now is asked for later, and one that nobody k
     [503, 'offline'],
     [429, 'offline'],
   ])) {
-    const wire = new Wire()
-    const clock = new FakeClock()
-    const { fetch, WebSocket } = wire
-    const getToken = () => 'token'
-    const client = createClient({
-      url: 'http://tide.test',
-      tenant: 'demo',
-      transport: 'websocket',
-      fetch,
-      WebSocket,
-      clock,
-      getToken,
-    })
+    const { wire, clock, client } = await follow()
     client.onError(() => {})
-    client.collection('todos').start()
-    await turns()
     await wire.poll.reply(open, live(1))
     await wire.tickets[0].answer(status, { code: 'x', status }, { 'retry-after': '7' })
     assert.equal(client.status.state, state)
@@ -621,18 +607,6 @@ test('a ticket that is refused for now is asked for later, and one that nobody k
 })
 
 // Secrets.
-
-/** @param {import('node:test').TestContext} t @param {Record<string, unknown>} globals */
-function install(t, globals) {
-  for (const [name, value] of Object.entries(globals)) {
-    const before = Object.getOwnPropertyDescriptor(globalThis, name)
-    Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
-    t.after(() => {
-      if (before) Object.defineProperty(globalThis, name, before)
-      else Reflect.deleteProperty(globalThis, name)
-    })
-  }
-}
 
 /** A browser around several tabs: its locks, and what they say to each other. @param {import('node:test').TestContext} t */
 function browser(t) {

@@ -21,6 +21,17 @@ function lines(pieces) {
 }
 
 /**
+ * Begins to read one answer.
+ * @param {(path: string, init: any) => Promise<Response>} request
+ * @param {boolean} sse
+ * @param {(lines: string[]) => void} onLines
+ */
+function begin(request, sse, onLines) {
+  const abort = new AbortController()
+  return { done: openStream(request, 'http://tide.test/feed', sse, abort, onLines), close: () => abort.abort() }
+}
+
+/**
  * What an answer comes to that arrives in these pieces.
  * @param {boolean} sse
  * @param {(string | Uint8Array)[]} pieces
@@ -36,9 +47,8 @@ async function frames(sse, pieces) {
   })
   /** @type {string[]} */
   const seen = []
-  await openStream(
+  await begin(
     async () => new Response(body),
-    'http://tide.test',
     sse,
     (lines) => seen.push(...lines),
   ).done
@@ -107,7 +117,7 @@ test('a frame is there as soon as its line is, whatever ends lines, and all that
     const wire = new Wire()
     /** @type {string[][]} */
     const seen = []
-    const stream = openStream(wire.fetch, 'http://tide.test/feed', true, (lines) => seen.push(lines))
+    const stream = begin(wire.fetch, true, (lines) => seen.push(lines))
     await turns()
     assert.equal(wire.feed.sse, true)
     await wire.feed.write(`event: change${end}data: {"a":1}${end}id: 7${end}${end}data:{"b":2}${end}`)
@@ -123,14 +133,14 @@ test('a frame is there as soon as its line is, whatever ends lines, and all that
 
 test('an answer without a body is one that ends at once', async () => {
   const answer = async () => new Response(null, { status: 204 })
-  await openStream(answer, 'http://tide.test', false, () => assert.fail()).done
+  await begin(answer, false, () => assert.fail()).done
 })
 
 test('an answer that breaks off is told from one that ends, and what is over holds no connection', async () => {
   const wire = new Wire()
   /** @type {string[]} */
   const seen = []
-  const open = () => openStream(wire.fetch, 'http://tide.test/feed', false, (lines) => seen.push(...lines))
+  const open = () => begin(wire.fetch, false, (lines) => seen.push(...lines))
   const broken = open()
   await wire.feed.write('1\n2\n3')
   broken.done.catch(() => {})
@@ -150,7 +160,7 @@ test('an answer that breaks off is told from one that ends, and what is over hol
 
 test('who can not read a line lets go of its connection', async () => {
   const wire = new Wire()
-  const stream = openStream(wire.fetch, 'http://tide.test/feed', false, () => {
+  const stream = begin(wire.fetch, false, () => {
     throw new TidemarkError('bad-frame', 'no')
   })
   stream.done.catch(() => {})

@@ -22,7 +22,7 @@ const globals = /** @type {any} */ (globalThis)
 class World {
   time = new Time()
   window = new EventTarget()
-  document = Object.assign(new EventTarget(), { visibilityState: 'visible' })
+  document = Object.assign(new EventTarget(), { visibilityState: 'visible', hidden: false })
   /** What was wrong where it could not be thrown. @type {unknown[]} */
   faults = []
   /** Own writes. @type {Map<string, {collection: string, key: string, n: number, outcome: string}>} */
