@@ -20,30 +20,11 @@ func ReadHarmed(b []byte) (named []Named) {
 	magic := text[i : i+len(groupMagic)]
 	first := magic == groupFirst
 	d := NewDecoder(text[i+len(groupMagic):])
-	d.Text()
-	d.Uint()
-	seq := Seq(d.Uint())
+	seq := d.passPlace()
 	if seq > MaxSeq {
 		seq = 0
 	}
-	d.Uint()
-	if !first {
-		d.Times()
-	}
-	d.Take(len(Sum{}))
-	d.Uint()
-	d.Uint()
-	if !first {
-		for range d.Count(2) {
-			d.Text()
-			d.Uint()
-		}
-	}
-	if magic == groupDrops {
-		for range d.Count(1) {
-			d.Text()
-		}
-	}
+	d.passHead(magic, func(string) {})
 	for range d.Count(3) {
 		tenant := d.Text()
 		d.Text()
@@ -70,4 +51,35 @@ func ReadHarmed(b []byte) (named []Named) {
 		}
 	}
 	return named
+}
+
+// passPlace goes over where a group stands, after its magic, and returns its first sequence. Like
+// passHead, it is for those who read what DecodeGroup refuses: it checks nothing but forms.
+func (d *Decoder) passPlace() Seq {
+	d.Text()
+	d.Uint()
+	return Seq(d.Uint())
+}
+
+// passHead goes over the rest of what stands before the transactions; named is called for each tenant
+// in it, when its name was read and nothing after it.
+func (d *Decoder) passHead(magic string, named func(tenant string)) {
+	d.Uint()
+	if magic != groupFirst {
+		d.Times()
+	}
+	d.Take(len(Sum{}))
+	d.Uint()
+	d.Uint()
+	if magic != groupFirst {
+		for range d.Count(2) {
+			named(d.Text())
+			d.Uint()
+		}
+	}
+	if magic == groupDrops {
+		for range d.Count(1) {
+			named(d.Text())
+		}
+	}
 }

@@ -18,35 +18,15 @@ func Wipe(group []byte, tenant string, upTo Seq) (wiped bool) {
 		}
 		wiped = wiped || d.Err() == nil
 	}
-	name := func() {
-		if d.Text() == tenant {
-			over(len(tenant), '-')
-		}
-	}
-	d.Text()
-	d.Uint()
-	seq := Seq(d.Uint())
+	seq := d.passPlace()
 	if d.Err() != nil || seq > upTo+1 { // one without records stands before the sequence that follows
 		return false
 	}
-	d.Uint()
-	if !first {
-		d.Times()
-	}
-	d.Take(len(Sum{}))
-	d.Uint()
-	d.Uint()
-	if !first {
-		for range d.Count(2) {
-			name()
-			d.Uint()
+	d.passHead(magic, func(name string) {
+		if name == tenant {
+			over(len(tenant), '-')
 		}
-	}
-	if magic == groupDrops {
-		for range d.Count(1) {
-			name()
-		}
-	}
+	})
 	for range d.Count(3) {
 		text := func(mine bool) string {
 			s := d.Text()
