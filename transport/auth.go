@@ -20,6 +20,11 @@ type Authorizer interface {
 	Authorize(*http.Request) (hub.Grant, error)
 }
 
+// Steady may be implemented by an Authorizer. Where Steady returns true, a grant without a Check stays
+// good until it ends for every request that bears the same, from the same peer: polls on one
+// connection are not asked about anew.
+type Steady interface{ Steady() bool }
+
 // Loopback is the Authorizer of a server without credentials, which must listen on
 // loopback only: whoever reaches it may do everything. It answers to loopback names
 // alone, so that no web page gets through to it by rebinding a name of its own.
@@ -40,6 +45,9 @@ func (Loopback) Authorize(r *http.Request) (hub.Grant, error) {
 	return hub.Everything, nil
 }
 
+// Steady is transport.Steady's.
+func (Loopback) Steady() bool { return true }
+
 // Everybody is the Authorizer of a server that was told to do without credentials
 // wherever it listens: whoever reaches it may do everything, from pages of Origins or from no page.
 type Everybody struct{ Origins Origins }
@@ -54,7 +62,10 @@ func (e Everybody) Authorize(r *http.Request) (hub.Grant, error) {
 	return hub.Everything, nil
 }
 
-// Verifier turns a token into a grant; see package credential.
+// Steady is transport.Steady's.
+func (Everybody) Steady() bool { return true }
+
+// Verifier turns a token into a grant; see package credential. It may be Steady.
 type Verifier interface {
 	Verify(ctx context.Context, token string) (hub.Grant, error)
 }
@@ -79,6 +90,12 @@ func (t Tokens) Authorize(r *http.Request) (hub.Grant, error) {
 		return hub.Grant{}, err
 	}
 	return t.Verifier.Verify(r.Context(), token)
+}
+
+// Steady is transport.Steady's.
+func (t Tokens) Steady() bool {
+	v, ok := t.Verifier.(Steady)
+	return ok && v.Steady()
 }
 
 // bearer is the token of the request's Authorization, "" if it has none.

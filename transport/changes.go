@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -21,11 +22,11 @@ import (
 // body is what POST /v1/{tenant}/changes takes, and the frame write. Type and ID are
 // the frame's; a POST that bears them too means nothing by it.
 type body struct {
-	Type    string           `json:"type"`
-	ID      jsontext.Value   `json:"id"`
-	Client  *string          `json:"client"`
-	Atomic  *bool            `json:"atomic"`
-	Changes []jsontext.Value `json:"changes"`
+	Type    string         `json:"type"`
+	ID      jsontext.Value `json:"id"`
+	Client  *string        `json:"client"`
+	Atomic  *bool          `json:"atomic"`
+	Changes []change       `json:"changes"`
 }
 
 // change is one of its changes.
@@ -49,9 +50,40 @@ type outcome struct {
 	Value  json.RawMessage `json:"value,omitempty"`
 }
 
-type answer struct {
-	Cursor  string    `json:"cursor"`
-	Results []outcome `json:"results"`
+// append appends the outcome as encoding/json would, but its row as it is, without going over it
+// once more: that was a fifth of what a request of a hundred changes cost.
+func (o *outcome) append(dst []byte) []byte {
+	text := func(name, s string) {
+		if s != "" {
+			dst = append(append(append(dst, ',', '"'), name...), '"', ':')
+			dst, _ = jsontext.AppendQuote(dst, s) // what is no UTF-8 was refused
+		}
+	}
+	begin := len(dst)
+	text("id", o.ID)
+	text("status", string(o.Status))
+	text("key", o.Key)
+	if o.Seq != nil {
+		dst = strconv.AppendUint(append(dst, `,"seq":`...), *o.Seq, 10)
+	}
+	if len(o.Value) > 0 {
+		dst = append(append(dst, `,"value":`...), o.Value...)
+	}
+	dst[begin] = '{' // there is a status at least
+	return append(dst, '}')
+}
+
+// appendAnswer appends what answers a request, after what stands before it in an object.
+func appendAnswer(dst []byte, r hub.Result) []byte {
+	dst = append(r.Cursor.Append(append(dst, `"cursor":"`...)), `","results":[`...)
+	for i, o := range r.Outcomes {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		out := outcomeOf(o)
+		dst = out.append(dst)
+	}
+	return append(dst, "]}"...)
 }
 
 // changes answers POST /v1/{tenant}/changes.
@@ -75,7 +107,7 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 	if result.Refused {
 		return refused(result)
 	}
-	reply(w, http.StatusOK, answerOf(result))
+	replyLine(w, http.StatusOK, appendAnswer([]byte("{"), result))
 	return nil
 }
 
@@ -104,13 +136,15 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // invalid UTF-8 are errors that say where.
 func decode(raw []byte, into any) error {
 	if err := jsonv2.Unmarshal(raw, into, jsonv2.RejectUnknownMembers(true)); err != nil {
-		return newProblem(hub.BadRequest, "the JSON can't be read: %s", cleanError(err))
+		which, said := cleanError(err)
+		return newProblem(hub.BadRequest, "%sthe JSON can't be read: %s", which, said)
 	}
 	return nil
 }
 
-// cleanError drops the library's name from its error and bounds what it quotes.
-func cleanError(err error) string {
+// cleanError drops the library's name from its error and bounds what it quotes. which is the change
+// that is wrong, where it is one of several.
+func cleanError(err error) (which, said string) {
 	var syntactic *jsontext.SyntacticError
 	var semantic *jsonv2.SemanticError
 	switch {
@@ -119,20 +153,24 @@ func cleanError(err error) string {
 		if p := syntactic.JSONPointer; p != "" {
 			at = fmt.Sprintf(" in %q", clip(string(p)))
 		}
-		return fmt.Sprintf("%v%s, after byte %d", syntactic.Err, at, syntactic.ByteOffset)
+		return "", fmt.Sprintf("%v%s, after byte %d", syntactic.Err, at, syntactic.ByteOffset)
 	case errors.As(err, &semantic):
 		at := string(semantic.JSONPointer)
+		if rest, one := strings.CutPrefix(at, "/changes/"); one {
+			index, member, _ := strings.Cut(rest, "/")
+			which, at = "changes["+index+"]: ", "/"+member
+		}
 		if at == "" {
 			at = "/"
 		}
 		if errors.Is(err, jsonv2.ErrUnknownName) {
-			return fmt.Sprintf("%q is not a name that is known here", clip(at))
+			return which, fmt.Sprintf("%q is not a name that is known here", clip(at))
 		}
-		return fmt.Sprintf("%q has the wrong type or is out of range", clip(at))
+		return which, fmt.Sprintf("%q has the wrong type or is out of range", clip(at))
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "it ends too early"
+		return "", "it ends too early"
 	}
-	return "it is not valid"
+	return "", "it is not valid"
 }
 
 // request makes a hub request of a body.
@@ -148,13 +186,9 @@ func (b *body) request(tenant string) (hub.Request, error) {
 		return req, newProblem(hub.TooMany, "%d changes in one request; at most %d: split it", len(b.Changes), feed.MaxChanges)
 	}
 	req.Writes = make([]hub.Write, len(b.Changes))
-	for i, raw := range b.Changes {
-		var c change
-		err := decode(raw, &c)
-		if err == nil {
-			req.Writes[i], err = c.write()
-		}
-		if err != nil {
+	for i := range b.Changes {
+		var err error
+		if req.Writes[i], err = b.Changes[i].write(); err != nil {
 			p := problemOf(err)
 			p.Detail = fmt.Sprintf("changes[%d]: %s", i, p.Detail)
 			return req, p
@@ -208,10 +242,6 @@ func given(v jsontext.Value) []byte {
 	return v
 }
 
-func answerOf(r hub.Result) answer {
-	return answer{Cursor: r.Cursor.String(), Results: outcomesOf(r)}
-}
-
 func outcomesOf(r hub.Result) []outcome {
 	all := make([]outcome, len(r.Outcomes))
 	for i, o := range r.Outcomes {
@@ -253,10 +283,12 @@ func refused(r hub.Result) *problem {
 }
 
 // reply answers with one line of JSON.
-func reply(w http.ResponseWriter, status int, v any) {
+func reply(w http.ResponseWriter, status int, v any) { replyLine(w, status, encode(v)) }
+
+func replyLine(w http.ResponseWriter, status int, line []byte) {
 	begin(w, "application/json", "no-store")
 	w.WriteHeader(status)
-	w.Write(appendLine(nil, encode(v)))
+	w.Write(append(line, '\n'))
 }
 
 // encode encodes an answer. Rows go as they are: encoding/json would escape <, > and &.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+
+	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
 // Stalled is how long a connection may take no byte.
@@ -27,4 +29,17 @@ func routesOf(r chi.Routes, prefix string) (all []string) {
 	})
 	slices.Sort(all)
 	return all
+}
+
+// Visitors is how many connections there are on which clients poll past net/http.
+func Visitors(s *Server) int {
+	s.visitors.mu.Lock()
+	defer s.visitors.mu.Unlock()
+	return len(s.visitors.all)
+}
+
+// OutcomeJSON is an outcome as an answer and as a problem show it.
+func OutcomeJSON(o hub.Outcome) (answer, problem []byte) {
+	out := outcomeOf(o)
+	return out.append(nil), encode(out)
 }

@@ -27,6 +27,7 @@ type link struct {
 	torn bool   // and in the middle of a frame
 
 	turn chan struct{}          // room for one: who writes a frame
+	over bool                   // owned by who has the turn: nothing may follow a close frame (RFC 6455, 5.5.1)
 	ping atomic.Pointer[string] // the payload of a ping that waits for its pong; of several, the last (RFC 6455, 5.5.3)
 }
 
@@ -59,18 +60,25 @@ func pongOf(b []byte) int {
 	return 6 + int(b[1]&^masked)
 }
 
-// Write is for the library: frames that close.
+// Write is for the library, which writes nothing but the frame that closes.
 func (l *link) Write(b []byte) (int, error) {
 	l.turn <- struct{}{}
+	l.over = true
 	n, err := l.Conn.Write(b)
 	<-l.turn
-	l.answerPing()
 	return n, err
 }
 
-// send writes whole frames.
+// send writes whole frames; net.ErrClosed once the close frame was sent.
 func (l *link) send(frames []byte) error {
-	_, err := l.Write(frames)
+	l.turn <- struct{}{}
+	if l.over {
+		<-l.turn
+		return net.ErrClosed
+	}
+	_, err := l.Conn.Write(frames)
+	<-l.turn
+	l.answerPing()
 	return err
 }
 
@@ -81,6 +89,11 @@ func (l *link) attempt(a *attempt, raw syscall.RawConn, frames []byte) bool {
 	case l.turn <- struct{}{}:
 	default:
 		l.rest = slices.Clone(frames)
+		return false
+	}
+	if l.over {
+		<-l.turn
+		l.rest = slices.Clone(frames) // which writeRest refuses
 		return false
 	}
 	left := a.write(raw, frames)
@@ -121,7 +134,7 @@ func (l *link) answerPing() {
 		default:
 			return // whoever writes now does it after that
 		}
-		if payload := l.ping.Swap(nil); payload != nil {
+		if payload := l.ping.Swap(nil); payload != nil && !l.over {
 			frame := append(appendHeader(nil, opPong, len(*payload)), *payload...)
 			_, _ = l.Conn.Write(frame) // whoever reads or writes next notices
 		}
@@ -144,8 +157,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
 	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1)}
-	h.link.read = bufio.NewReaderSize(h.link, 512)
-	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 256)), nil
+	h.link.read = bufio.NewReaderSize(h.link, 128)
+	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 136)), nil
 }
 
 const headerRoom = 10 // the longest header of a frame

@@ -15,6 +15,8 @@ type memo struct {
 	events   shared
 	messages shared
 	framing  messages
+	lines    shared
+	tag      string // of lines
 }
 
 func memoOf(desk *hub.Desk) *memo {
@@ -55,29 +57,29 @@ func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
 
 // attempt writes what a socket takes at once.
 type attempt struct {
-	fn   func(fd uintptr) bool
+	fn   func(fd uintptr)
 	left []byte
 }
 
-// write returns what is left. Whatever the error was, who writes the rest meets it again.
+// write returns what is left. Whatever the error was, who writes the rest meets it again. Nobody else
+// writes meanwhile. It goes past RawConn.Write, which readies the runtime's poller for a wait that
+// never comes.
 func (a *attempt) write(raw syscall.RawConn, b []byte) (left []byte) {
 	a.left = b
-	_ = raw.Write(a.fn)
+	_ = raw.Control(a.fn)
 	left, a.left = a.left, nil
 	return left
 }
 
-// once always says that it is done: the poller would wait otherwise.
-func (a *attempt) once(fd uintptr) bool {
+func (a *attempt) once(fd uintptr) {
 	for len(a.left) > 0 {
-		n, err := syscall.Write(int(fd), a.left)
+		n, err := sendNow(fd, a.left)
 		if err == syscall.EINTR {
 			continue
 		}
 		if err != nil || n <= 0 {
-			return true
+			return
 		}
 		a.left = a.left[n:]
 	}
-	return true
 }

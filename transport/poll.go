@@ -10,21 +10,23 @@ import (
 	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
-// poll answers once: with what there is, or what comes while it waits.
-func poll(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open, limit int, cache string) error {
-	sink := &pollSink{w: w, r: r, out: newWriter(w, r), open: appendLine(nil, open.Append(nil)), limit: limit, cache: cache}
-	_ = pump(r.Context(), session, sink)
-	return nil
-}
-
+// pollSink answers once: with what there is, or what comes while it waits.
 type pollSink struct {
-	w     http.ResponseWriter
-	r     *http.Request
-	out   *writer
-	open  []byte // the frame open, until it was sent
+	to    pollAnswer
+	open  []byte // the line open, until it was sent
 	limit int
 	count int
 	cache string // Cache-Control of an answer that may be cached
+}
+
+// pollAnswer is the way of an answer to its client.
+type pollAnswer interface {
+	// begin takes what the header says; vary "" is that of all answers. It tells whether that was
+	// all that the client needs, because it has the same answer already.
+	begin(tag, cache, vary string) (same bool)
+	// send sends a part, and last the end, or all where it is the only one.
+	send(b []byte) error
+	last(b []byte) error
 }
 
 // Send sends a batch as part of the answer. The answer is over when the client is
@@ -37,7 +39,7 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 		from := len(buf)
 		piece := p.piece
 		if p.open != nil {
-			piece = nil // what goes with the headers has a tag, over all of it
+			piece = nil // what goes with the header has a tag, over all of it
 		}
 		buf, err := appendBatch(buf, b, lines{}, piece)
 		if err != nil {
@@ -49,58 +51,89 @@ func (p *pollSink) Send(_ context.Context, b *feed.Batch) error {
 		if p.open != nil {
 			// The tag stands for the frames after open, whose session is another each
 			// time. An answer of several batches can't know its own end yet.
-			tag := `W/"` + session(p.open) + `"`
+			stands := p.open
 			if over {
-				sum := sha256.Sum256(buf[from:])
-				tag = `W/"` + hex.EncodeToString(sum[:12]) + `"`
+				stands = buf[from:]
 			}
-			if p.head(tag, over && !b.Live) {
+			if p.begin(weakTag(stands), over && !b.Live) {
 				return buf, errAnswered
 			}
 			p.open = nil
 		}
 		if !over {
-			return buf, p.out.send(buf)
+			return buf, p.to.send(buf)
 		}
-		if err := p.out.last(buf); err != nil {
+		if err := p.to.last(buf); err != nil {
 			return buf, err
 		}
 		return buf, errAnswered
 	})
 }
 
-func (p *pollSink) piece(buf []byte) ([]byte, error) { return buf[:0], p.out.send(buf) }
-
-// session makes a tag that no other answer has.
-func session(open []byte) string {
-	sum := sha256.Sum256(open)
-	return hex.EncodeToString(sum[:12])
+// Deliver is Send, for one of many who get the same: its lines and their tag are made once.
+func (p *pollSink) Deliver(ctx context.Context, b *feed.Batch, m *memo) error {
+	if p.open == nil || !b.Live || !common(b) {
+		return p.Send(ctx, b)
+	}
+	if !m.lines.is(b) {
+		buf, _ := appendBatch(m.lines.buf[:0], b, lines{}, nil)
+		m.lines.keep(b, buf, buf)
+		m.tag = weakTag(buf)
+	}
+	if p.begin(m.tag, false) {
+		return errAnswered
+	}
+	return withBuffer(func(buf []byte) ([]byte, error) {
+		buf = append(append(buf, p.open...), m.lines.frames...)
+		if err := p.to.last(buf); err != nil {
+			return buf, err
+		}
+		return buf, errAnswered
+	})
 }
 
-// head sends the headers; it tells whether they were all that the client needs,
-// because it has the same answer already.
-func (p *pollSink) head(tag string, cacheable bool) (same bool) {
-	cache := "no-store"
-	h := p.w.Header()
+func (p *pollSink) piece(buf []byte) ([]byte, error) { return buf[:0], p.to.send(buf) }
+
+// weakTag makes a tag that stands for b: for nothing else, where that is the line open.
+func weakTag(b []byte) string {
+	sum := sha256.Sum256(b)
+	return `W/"` + hex.EncodeToString(sum[:12]) + `"`
+}
+
+func (p *pollSink) begin(tag string, cacheable bool) (same bool) {
 	if cacheable {
-		cache = p.cache
-		h.Set("Vary", "Origin, Accept, Last-Event-ID, Authorization, Cookie") // who signs in next is somebody else
+		return p.to.begin(tag, p.cache, "Origin, Accept, Last-Event-ID, Authorization, Cookie") // who signs in next is somebody else
 	}
-	begin(p.w, "application/x-ndjson", cache)
-	h.Set("X-Accel-Buffering", "no")
-	h.Set("ETag", tag)
-	if unchanged(p.r, tag) {
-		p.w.WriteHeader(http.StatusNotModified)
-		return true
-	}
-	return false
+	return p.to.begin(tag, "no-store", "")
 }
 
 // End answers with the server's last word.
 func (p *pollSink) End(_ context.Context, ended *hub.Ended) error {
 	if p.open != nil {
-		p.head(`W/"`+session(p.open)+`"`, false)
+		p.begin(weakTag(p.open), false)
 	}
 	buf := feed.AppendEnd(append([]byte(nil), p.open...), ended.Reason, ended.Retry)
-	return p.out.last(append(buf, '\n'))
+	return p.to.last(append(buf, '\n'))
+}
+
+// plainPoll answers through net/http.
+type plainPoll struct {
+	*writer
+	r *http.Request
+}
+
+func (p *plainPoll) begin(tag, cache, vary string) (same bool) {
+	w := p.writer.w
+	h := w.Header()
+	if vary != "" {
+		h.Set("Vary", vary)
+	}
+	begin(w, "application/x-ndjson", cache)
+	h.Set("X-Accel-Buffering", "no")
+	h.Set("ETag", tag)
+	same = unchanged(p.r, tag)
+	if same {
+		w.WriteHeader(http.StatusNotModified)
+	}
+	return same
 }

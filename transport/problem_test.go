@@ -2,17 +2,21 @@ package transport_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
@@ -638,3 +642,23 @@ func TestGrantIsHeldToOnEveryPath(t *testing.T) {
 type grants struct{ hub.Grant }
 
 func (g grants) Authorize(*http.Request) (hub.Grant, error) { return g.Grant, nil }
+
+func TestAnAnswerSaysTheSameOfAChangeAsAProblem(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		o := hub.Outcome{
+			ID:     rapid.String().Draw(t, "id"),
+			Status: rapid.SampledFrom([]hub.Status{hub.OK, hub.Duplicate, hub.Conflict, hub.Aborted}).Draw(t, "status"),
+			Key:    rapid.String().Draw(t, "key"),
+			Seq:    feed.Seq(rapid.Uint64Range(0, 1<<53).Draw(t, "seq")),
+			Value:  rapid.SampledFrom([]string{"", "{}", `{"a":"<&>\u2028","b":[1e3,null]}`}).Draw(t, "value"),
+		}
+		answer, problem := transport.OutcomeJSON(o)
+		var a, p any
+		if err := errors.Join(json.Unmarshal(answer, &a), json.Unmarshal(problem, &p)); err != nil {
+			t.Fatalf("%s and %s: %v", answer, problem, err)
+		}
+		if !reflect.DeepEqual(a, p) {
+			t.Fatalf("an answer says %s, a problem %s", answer, problem)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"sync"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -45,24 +46,13 @@ func pump(ctx context.Context, s *hub.Session, sink Sink) error {
 }
 
 // feed answers GET /v1/{tenant}/feed.
-func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
-	f, err := readFeedRequest(r)
+func (s *Server) feed(w http.ResponseWriter, r *http.Request, q url.Values, c call) error {
+	f, err := readFeedRequest(r, q)
 	if err != nil {
 		return err
 	}
-	opts := hub.SessionOptions{Heartbeat: f.heartbeat, Tick: true}
-	if f.transport == pollName {
-		opts = hub.SessionOptions{Hold: f.wait, Limit: f.limit}
-	}
-	leave := func() {}
-	if s.opts.Gate.Feeds != nil {
-		if leave, err = s.opts.Gate.Feeds.Enter(c.client); err != nil {
-			return err
-		}
-	}
-	session, err := c.hub.Open(c.grant, c.tenant, f.starts, opts)
+	session, leave, err := s.openFeed(c, &f)
 	if err != nil {
-		leave()
 		return err
 	}
 	open := feed.Open{
@@ -78,9 +68,32 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c call) error {
 	if f.transport == sseName {
 		return s.sse(w, r, session, open, leave)
 	}
+	if mayVisit(r) && s.visit(w, r, c, session, &f, open, leave) {
+		return nil
+	}
 	defer leave()
 	defer session.Close()
-	return poll(w, r, session, open, f.limit, s.opts.PollCache)
+	_ = pump(r.Context(), session, &pollSink{to: &plainPoll{newWriter(w, r), r}, open: appendLine(nil, open.Append(nil)), limit: f.limit, cache: s.opts.PollCache})
+	return nil
+}
+
+// openFeed opens a feed's session. leave is to be called once it is closed.
+func (s *Server) openFeed(c call, f *feedRequest) (session *hub.Session, leave func(), err error) {
+	opts := hub.SessionOptions{Heartbeat: f.heartbeat, Tick: true}
+	if f.transport == pollName {
+		opts = hub.SessionOptions{Hold: f.wait, Limit: f.limit}
+	}
+	leave = func() {}
+	if s.opts.Gate.Feeds != nil {
+		if leave, err = s.opts.Gate.Feeds.Enter(c.client); err != nil {
+			return nil, nil, err
+		}
+	}
+	if session, err = c.hub.Open(c.grant, c.tenant, f.starts, opts); err != nil {
+		leave()
+		return nil, nil, err
+	}
+	return session, leave, nil
 }
 
 // framing is how a transport sets frames apart.

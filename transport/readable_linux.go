@@ -4,9 +4,13 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// watches says that sockets can be watched here.
+const watches = true
 
 // readable tells when sockets can be read that nobody reads: a goroutine that waits in Read
 // costs 2.8 KB for an event stream, and 6 for a WebSocket with what the library holds
@@ -22,6 +26,15 @@ type readable struct {
 // watch calls fn, which must return at once, when the socket can be read, its peer has closed,
 // or it failed: once, and again each time after again. false: it can't be watched.
 func (r *readable) watch(raw syscall.RawConn, fn func(id uint64)) (id uint64, ok bool) {
+	return r.add(raw, unix.EPOLLONESHOT, fn)
+}
+
+// watchOn is watch, where fn is called whenever more has come: again is not needed, nor its system call.
+func (r *readable) watchOn(raw syscall.RawConn, fn func(id uint64)) (id uint64, ok bool) {
+	return r.add(raw, unix.EPOLLET, fn)
+}
+
+func (r *readable) add(raw syscall.RawConn, how uint32, fn func(id uint64)) (id uint64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.file == nil && !r.start() {
@@ -29,7 +42,7 @@ func (r *readable) watch(raw syscall.RawConn, fn func(id uint64)) (id uint64, ok
 	}
 	r.last++
 	r.fns[r.last] = fn
-	if !r.control(raw, unix.EPOLL_CTL_ADD, r.last) {
+	if !r.control(raw, unix.EPOLL_CTL_ADD, how, r.last) {
 		r.remove(r.last)
 		return 0, false
 	}
@@ -41,7 +54,7 @@ func (r *readable) again(raw syscall.RawConn, id uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fns[id] != nil {
-		r.control(raw, unix.EPOLL_CTL_MOD, id)
+		r.control(raw, unix.EPOLL_CTL_MOD, unix.EPOLLONESHOT, id)
 	}
 }
 
@@ -53,10 +66,20 @@ func (r *readable) forget(id uint64) {
 	r.remove(id)
 }
 
+// drop is forget for a socket that is not closed, and may be watched again.
+func (r *readable) drop(raw syscall.RawConn, id uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fns[id] != nil {
+		r.control(raw, unix.EPOLL_CTL_DEL, 0, id)
+		r.remove(id)
+	}
+}
+
 // control needs mu. A socket that is closed is none of ours any more.
-func (r *readable) control(raw syscall.RawConn, op int, id uint64) (ok bool) {
+func (r *readable) control(raw syscall.RawConn, op int, how uint32, id uint64) (ok bool) {
 	_ = raw.Control(func(fd uintptr) {
-		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(id), Pad: int32(id >> 32)}
+		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | how, Fd: int32(id), Pad: int32(id >> 32)}
 		ok = unix.EpollCtl(r.fd, op, int(fd), &event) == nil
 	})
 	return ok
@@ -132,13 +155,16 @@ func arrived(raw syscall.RawConn, b []byte, peek bool) (n int, over bool) {
 		flags |= unix.MSG_PEEK
 	}
 	err := raw.Control(func(fd uintptr) {
-		var err error
+		var errno syscall.Errno
 		for {
-			if n, _, err = unix.Recvfrom(int(fd), b, flags); err != unix.EINTR {
+			var got uintptr
+			// Raw, as it does not wait: see sendNow.
+			got, _, errno = syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0, 0)
+			if n = int(got); errno != syscall.EINTR {
 				break
 			}
 		}
-		over = n == 0 && err == nil || err != nil && err != unix.EAGAIN
+		over = n == 0 && errno == 0 || errno != 0 && errno != syscall.EAGAIN
 	})
 	return max(n, 0), over || err != nil
 }

@@ -41,11 +41,7 @@ type feedRequest struct {
 	limit     int
 }
 
-func readFeedRequest(r *http.Request) (f feedRequest, err error) {
-	q, err := query(r)
-	if err != nil {
-		return f, err
-	}
+func readFeedRequest(r *http.Request, q url.Values) (f feedRequest, err error) {
 	if f.transport, err = choose(r, q); err != nil {
 		return f, err
 	}
@@ -160,7 +156,7 @@ func acceptsEvents(values []string) bool {
 	return false
 }
 
-// query reads the query strictly: a pair that can't be read is an error, not left out.
+// query reads the query strictly: a pair that can't be read is an error, and then there is none.
 func query(r *http.Request) (url.Values, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

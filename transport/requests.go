@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -17,8 +16,11 @@ import (
 // follow from reading a frame are answered at once; writes are answered by wait, in
 // the order in which they came.
 
-// place takes a place for a request.
+// place takes a place for a request. It is called by who reads.
 func (k *socket) place() bool {
+	if k.slots == nil {
+		k.slots = make(chan struct{}, requestsInFlight) // most sockets never ask for anything
+	}
 	select {
 	case k.slots <- struct{}{}:
 		return true
@@ -204,10 +206,10 @@ func (k *socket) outcome(w written) {
 	case result.Refused:
 		k.refuse(w.id, refused(result))
 	default:
-		k.session.Reply(string(encode(struct {
-			Type string          `json:"type"`
-			ID   json.RawMessage `json:"id,omitempty"`
-			answer
-		}{"written", json.RawMessage(w.id), answerOf(result)})))
+		reply := []byte(`{"type":"written",`)
+		if len(w.id) > 0 {
+			reply = append(append(append(reply, `"id":`...), w.id...), ',')
+		}
+		k.session.Reply(string(appendAnswer(reply, result)))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,8 +60,11 @@ type Server struct {
 	csrf    *http.CrossOriginProtection
 	idle    readable // sockets of streams that wait
 
+	visitors visitors
+
 	mu       sync.Mutex
-	problems map[hub.Code]uint64 // guarded by mu
+	problems map[hub.Code]uint64       // guarded by mu
+	returns  map[*http.Server]*returns // guarded by mu
 }
 
 // Gate is what a Server asks before it does something for a stranger. Each part may be
@@ -96,7 +100,7 @@ func New(opts Options) *Server {
 	if opts.Tickets == nil {
 		opts.Tickets = NewTickets()
 	}
-	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection(), problems: map[hub.Code]uint64{}}
+	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection(), problems: map[hub.Code]uint64{}, returns: map[*http.Server]*returns{}}
 	s.NotReady("starting")
 	r := s.router
 	r.Use(s.guard, s.cors, s.narrow)
@@ -107,8 +111,8 @@ func New(opts Options) *Server {
 		r.Get(path, handler)
 		r.Head(path, handler)
 	}
-	r.Get("/v1/{tenant}/feed", s.handle(s.feed))
-	r.Get("/v1/{tenant}/feed/*", s.handle(s.feed))
+	r.Get("/v1/{tenant}/feed", s.handleAs(s.admitFeed))
+	r.Get("/v1/{tenant}/feed/*", s.feedInPath)
 	r.Post("/v1/{tenant}/changes", s.handle(s.changes))
 	r.Post("/v1/{tenant}/tickets", s.handle(s.issueTicket))
 	r.Post("/v1/{tenant}/revocations", s.handle(s.revoke))
@@ -159,8 +163,12 @@ func (s *Server) count(code hub.Code) {
 	s.problems[code]++
 }
 
-// Wait waits until all feeds on connections of their own are gone: WebSockets, and event streams over HTTP/1. They go when their hub is drained.
-func (s *Server) Wait(ctx context.Context) error { return s.streams.wait(ctx) }
+// Wait waits until all feeds are gone that are on connections which http.Server does not know of: over HTTP/1. They go
+// when their hub is drained. It must be called after that.
+func (s *Server) Wait(ctx context.Context) error {
+	s.visitors.close()
+	return s.streams.wait(ctx)
+}
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.router.ServeHTTP(w, r) }
 
@@ -199,6 +207,8 @@ type call struct {
 	hub    *hub.Hub
 	grant  hub.Grant
 	tenant string
+
+	// Of feeds.
 	client netip.Addr // the zero Addr where it is not known
 	papers papers     // what it was let in for
 }
@@ -223,34 +233,30 @@ func (s *Server) handleAs(fn func(w http.ResponseWriter, r *http.Request) error)
 }
 
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.ResponseWriter, r *http.Request, c call) error) error {
-	if err := s.sameSite(r); err != nil {
-		return err
-	}
-	tenant, err := param(r, "tenant")
+	c, err := s.callOf(r)
 	if err != nil {
 		return err
 	}
-	c := call{tenant: tenant, client: gate.ClientAddr(r, s.opts.Gate.Trusted)}
-	if route := chi.RouteContext(r.Context()).RoutePattern(); strings.HasPrefix(route, "/v1/{tenant}/feed") {
-		if strings.HasSuffix(route, "/*") && !queryInPath(r) {
-			s.notFound(w, r)
-			return nil
-		}
-		// Before credentials are looked at: that costs, too.
-		if err := s.stranger(r, c.client); err != nil {
-			return err
-		}
-		var redeemed bool
-		if c.grant, c.papers, redeemed, err = s.redeem(r); !redeemed {
-			c.papers = papersOf(r)
-			c.grant, err = s.opts.Authorizer.Authorize(r)
-		}
-	} else {
-		c.grant, err = s.opts.Authorizer.Authorize(r)
-	}
-	if err != nil {
+	if c.grant, err = s.opts.Authorizer.Authorize(r); err != nil {
 		return unauthenticated(err)
 	}
+	if err := s.attach(r, &c); err != nil {
+		return err
+	}
+	return fn(w, r, c)
+}
+
+// callOf reads what a request says of itself.
+func (s *Server) callOf(r *http.Request) (c call, err error) {
+	if err := s.sameSite(r); err != nil {
+		return c, err
+	}
+	c.tenant, err = param(r, "tenant")
+	return c, err
+}
+
+// attach gives a call the hub.
+func (s *Server) attach(r *http.Request, c *call) error {
 	if s.why.Load() != nil && acceptsEvents(r.Header["Accept"]) {
 		s.await(r)
 	}
@@ -258,7 +264,54 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.Re
 		return err
 	}
 	c.hub = s.hub.Load()
-	return fn(w, r, c)
+	return nil
+}
+
+// admitFeed is admit for feeds.
+func (s *Server) admitFeed(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.callOf(r)
+	if err != nil {
+		return err
+	}
+	c.client = gate.ClientAddr(r, s.opts.Gate.Trusted)
+	q, bad := query(r) // what is wrong with it is said when it is known who asks
+	if err := s.letIn(r, q, &c); err != nil {
+		return err
+	}
+	if err := s.attach(r, &c); err != nil {
+		return err
+	}
+	if bad != nil {
+		return bad
+	}
+	return s.feed(w, r, q, c)
+}
+
+// letIn settles who may follow a feed.
+func (s *Server) letIn(r *http.Request, q url.Values, c *call) (err error) {
+	// Before credentials are looked at: that costs, too.
+	if err := s.stranger(r, q, c.client); err != nil {
+		return err
+	}
+	c.papers = papersOf(r)
+	if q.Has("ticket") {
+		c.grant, c.papers, err = s.redeem(r, q)
+	} else {
+		c.grant, err = s.opts.Authorizer.Authorize(r)
+	}
+	if err != nil {
+		return unauthenticated(err)
+	}
+	return nil
+}
+
+// feedInPath answers a feed whose query stands in the path.
+func (s *Server) feedInPath(w http.ResponseWriter, r *http.Request) {
+	if !queryInPath(r) {
+		s.notFound(w, r)
+		return
+	}
+	s.handleAs(s.admitFeed)(w, r)
 }
 
 // serving refuses while there is no hub.
@@ -284,21 +337,20 @@ func unauthenticated(err error) error {
 
 // stranger asks the gate whether a feed may begin. A poll that has a cursor goes on with
 // a feed that began before.
-func (s *Server) stranger(r *http.Request, client netip.Addr) error {
+func (s *Server) stranger(r *http.Request, q url.Values, client netip.Addr) error {
 	if err := s.opts.Gate.Watch.Admit(gate.Feed); err != nil {
 		return err
 	}
-	if s.opts.Gate.Rate == nil || s.resumes(r) {
+	if s.opts.Gate.Rate == nil || s.resumes(r, q) {
 		return nil
 	}
 	return s.opts.Gate.Rate.Take(client)
 }
 
 // resumes tells whether a request is a poll with a cursor of this log's epoch.
-func (s *Server) resumes(r *http.Request) bool {
+func (s *Server) resumes(r *http.Request, q url.Values) bool {
 	h := s.hub.Load()
-	q, err := query(r)
-	if err != nil || h == nil {
+	if h == nil {
 		return false
 	}
 	if transport, err := choose(r, q); err != nil || transport != pollName {

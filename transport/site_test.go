@@ -50,8 +50,9 @@ type settings struct {
 	options transport.Options
 	listen  func(net.Listener) net.Listener // default: transport.Listen
 	log     *feedtest.Memory
-	unready bool // the server is not given its hub
-	tls     bool // TLS, with HTTP/2 for who wants it
+	unready bool          // the server is not given its hub
+	tls     bool          // TLS, with HTTP/2 for who wants it
+	idle    time.Duration // http.Server.IdleTimeout
 }
 
 // open starts a site on a loopback socket.
@@ -111,7 +112,7 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 	if !o.unready {
 		s.server.Serve(h)
 	}
-	s.http = &http.Server{Handler: s.server}
+	s.http = &http.Server{Handler: s.server, IdleTimeout: o.idle}
 	s.client = &http.Client{Transport: pool}
 	go func() { s.served <- s.http.Serve(o.listen(l)) }()
 	t.Cleanup(s.close)

@@ -361,7 +361,10 @@ func TestFollowersThatWaitHoldNoGoroutine(t *testing.T) {
 		sockets[i], _ = s.socket("c=todos&heartbeat=30")
 		all = append(all, sockets[i].conn)
 	}
-	s.sessions(2 * each)
+	for range each {
+		all = append(all, s.request(poll, "c=todos&wait=55"))
+	}
+	s.sessions(3 * each)
 	const few = 12 // of the server: attendants, a reader of idle sockets, and what just ends
 	idle := func() {
 		t.Helper()

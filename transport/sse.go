@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,12 +90,16 @@ type stream struct {
 	raw     syscall.RawConn // nil: it can't be parked
 	chunked bool            // HTTP/1.1; 1.0 ends with the connection
 	session *hub.Session
-	ctx     context.Context
-	cancel  context.CancelFunc
 	leave   func()
 	watched uint64 // 0: a goroutine does it
 
 	left []byte // owned by lane, or by whoever serves it parked: what must be written first
+
+	// A context costs 200 bytes, and while it is parked nobody waits for one.
+	mu     sync.Mutex
+	over   bool               // guarded by mu: its client is gone
+	ctx    context.Context    // guarded by mu: lane's, nil while it is parked
+	cancel context.CancelFunc // guarded by mu
 }
 
 // takeOver takes the connection over, nil where that can't be.
@@ -107,8 +112,6 @@ func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, session *hub.S
 		return nil
 	}
 	k := &stream{server: s, conn: conn, raw: rawSocket(conn), chunked: r.ProtoMinor > 0, session: session, leave: leave}
-	// The request's context ends with the handler.
-	k.ctx, k.cancel = context.WithCancel(context.Background())
 	if k.raw != nil {
 		session.Park(k)
 	}
@@ -144,14 +147,35 @@ func (k *stream) lane() {
 			k.finish()
 		}
 	}()
+	ctx, exit := k.enter()
+	defer exit()
 	left := k.left
 	k.left = nil
 	_, err := k.conn.Write(left)
 	if err == nil {
-		err = pump(k.ctx, k.session, k)
+		err = pump(ctx, k.session, k)
 	}
 	if !errors.Is(err, hub.ErrParked) {
 		k.finish()
+	}
+}
+
+// enter makes the context of a lane, which ends with the client. The request's ends with the handler.
+func (k *stream) enter() (ctx context.Context, exit func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over {
+		cancel()
+	}
+	k.ctx, k.cancel = ctx, cancel
+	return ctx, func() {
+		cancel()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if k.ctx == ctx { // else the next lane has begun
+			k.ctx, k.cancel = nil, nil
+		}
 	}
 }
 
@@ -159,7 +183,6 @@ func (k *stream) lane() {
 func (k *stream) finish() {
 	k.session.Close()
 	k.leave()
-	k.cancel()
 	k.server.idle.forget(k.watched)
 	_ = k.conn.Close()
 	k.server.streams.done()
@@ -195,7 +218,12 @@ func (k *stream) readable(id uint64) {
 }
 
 func (k *stream) gone() {
-	k.cancel()
+	k.mu.Lock()
+	k.over = true
+	if k.cancel != nil {
+		k.cancel()
+	}
+	k.mu.Unlock()
 	k.session.Unpark()
 }
 

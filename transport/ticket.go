@@ -149,35 +149,31 @@ func (s *Server) issueTicket(w http.ResponseWriter, r *http.Request, c call) err
 	return nil
 }
 
-// redeem settles who may by a request's ticket; ok is false where it has none. A ticket
-// is used up by whoever shows it, also where it does not help them.
-func (s *Server) redeem(r *http.Request) (grant hub.Grant, p papers, ok bool, err error) {
-	q, err := query(r)
-	if err != nil || !q.Has("ticket") {
-		return hub.Grant{}, papers{}, false, nil // what is wrong with the query is said later
-	}
+// redeem settles who may by a request's ticket. A ticket is used up by whoever shows it, also
+// where it does not help them.
+func (s *Server) redeem(r *http.Request, q url.Values) (grant hub.Grant, p papers, err error) {
 	if len(q["ticket"]) > 1 {
-		return grant, p, true, newProblem(hub.Unauthenticated, "the request has more than one ticket")
+		return grant, p, newProblem(hub.Unauthenticated, "the request has more than one ticket")
 	}
 	t, found, err := s.opts.Tickets.Redeem(r.Context(), q.Get("ticket"))
 	if err != nil {
-		return grant, p, true, err
+		return grant, p, err
 	}
 	p = papersOf(r)
 	switch {
 	case !found:
-		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket was used, has expired (%d s) or never was: get another", int(TicketLife.Seconds()))
+		return grant, p, newProblem(hub.Unauthenticated, "the ticket was used, has expired (%d s) or never was: get another", int(TicketLife.Seconds()))
 	case t.Tenant != TenantOf(r):
-		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket is for another tenant")
+		return grant, p, newProblem(hub.Unauthenticated, "the ticket is for another tenant")
 	case t.Origin != p.origin && (p.origin != "" || !sameOrigin(r) || hostOf(t.Origin) != r.Host):
-		return grant, p, true, newProblem(hub.Unauthenticated, "the ticket was given to another page: it counts for the origin that asked for it")
+		return grant, p, newProblem(hub.Unauthenticated, "the ticket was given to another page: it counts for the origin that asked for it")
 	}
 	p.authorization, p.cookie, p.origin = t.Authorization, t.Cookie, t.Origin
 	grant, err = s.opts.Authorizer.Authorize(p.request(r.Context()))
 	if err == nil && grant.Subject != t.Subject {
 		err = newProblem(hub.Unauthenticated, "the ticket was given to somebody else: get another")
 	}
-	return grant, p, true, err
+	return grant, p, err
 }
 
 func hostOf(origin string) string {

@@ -51,7 +51,7 @@ type socket struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	beat    time.Duration
-	slots   chan struct{} // a place for each request that is not answered
+	slots   chan struct{} // a place for each request that is not answered; made by place, before the first
 	workers sync.WaitGroup
 	watched uint64 // 0: it is always read
 	unsaid  tally  // writes whose outcome is not among the replies yet
@@ -84,7 +84,6 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	}
 	k := &socket{
 		server: s, hub: c.hub, tenant: c.tenant, papers: c.papers, leave: leave, session: session, beat: beat, pinged: time.Now(),
-		slots: make(chan struct{}, requestsInFlight),
 	}
 	h := &hijacker{ResponseWriter: w}
 	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{

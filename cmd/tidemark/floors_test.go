@@ -33,6 +33,7 @@ var floors = map[string][]string{
 	"cmd/faults":        {"sync/feed", "transport/follow", "github.com/coder/websocket", "github.com/hanwen/go-fuse", "golang.org/x/sys"},
 	"cmd/faults/oracle": {},
 	"cmd/hostile":       {},
+	"cmd/rivals":        {"transport/load"},
 	"examples/publish":  {},
 }
 

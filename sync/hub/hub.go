@@ -116,6 +116,7 @@ type Hub struct {
 
 	sieves  sieves
 	parking parking
+	lanes   sync.Pool // of *lane, which sessions that are not parked use
 }
 
 // Open reads the log back and starts the writer. The caller must Drain the hub

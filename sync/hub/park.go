@@ -37,9 +37,8 @@ var ErrParked = errors.New("the session is parked")
 // Desk is what one attendant keeps between deliveries: Memo is for the receivers', who can
 // share what they have made of a batch with those who get the same.
 type Desk struct {
-	Memo  any
-	items []feed.Item // lent to the session that is served
-	heap  []reader
+	Memo any
+	lane lane // lent to the session that is served
 }
 
 // parking is a hub's. It starts with the first session that parks.
@@ -60,6 +59,7 @@ const mostInARow = 8
 // attendant looks after a part of the parked sessions.
 type attendant struct {
 	hub    *Hub
+	began  time.Time
 	desk   Desk
 	signal chan struct{} // room for one: calls has something, or arrived
 
@@ -67,10 +67,13 @@ type attendant struct {
 	calls   []*Session // guarded by mu: they have something to look at
 	arrived []*Session // guarded by mu: they were parked, and are not in due yet
 	over    bool       // guarded by mu: nobody is parked any more
+	sleeps  time.Time  // guarded by mu: until when; zero: not at all, or until it is woken
 
 	// Owned by run.
-	due  dues
-	work []*Session // the memory that calls and arrived do not use
+	due     dues
+	work    []*Session // the memory that calls and arrived do not use
+	cohorts map[cohortKey]*cohort
+	every   map[*cohort]struct{} // also those that are full
 }
 
 // place is a session's place with an attendant.
@@ -79,13 +82,19 @@ type place struct {
 	parked    Parked
 
 	mu     sync.Mutex
-	taken  bool // guarded by mu: it is parked
-	called bool // guarded by mu: it is among calls
-	leave  bool // guarded by mu: it was asked to leave
+	taken  bool        // guarded by mu: it is parked
+	called atomic.Bool // changed with mu: it is among calls
+	leave  bool        // guarded by mu: it was asked to leave
 
 	// Owned by the attendant while taken.
-	at    time.Time // when it is due
-	index int       // in due, plus 1; 0: it is not there
+	at      time.Duration // when it is due, since its attendant began
+	index   int32         // in due, plus 1; 0: it is not there
+	seat    int32         // its place among the members of cohort
+	served  bool          // it is being served
+	stands  bool          // it is a cohort's own
+	cohort  *cohort       // nil: it is in none
+	sub     *sub          // what it follows in it
+	expires time.Time     // its grant, zero: never
 }
 
 // Park lets the session be parked with p when there is nothing to send: Next then returns
@@ -114,6 +123,9 @@ func (s *Session) look() {
 		p.call(s)
 		return
 	}
+	if s.lane == nil {
+		return // it looks before it waits
+	}
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -122,10 +134,10 @@ func (s *Session) look() {
 
 // call puts a session among those that its attendant looks at. It needs mu.
 func (p *place) call(s *Session) {
-	if p.called {
+	if p.called.Load() {
 		return
 	}
-	p.called = true
+	p.called.Store(true)
 	a := p.attendant
 	a.mu.Lock()
 	a.calls = append(a.calls, s)
@@ -143,7 +155,7 @@ func (a *attendant) wake() {
 // park parks a session that has nothing to send; false: it may not, or must look again.
 func (s *Session) park() bool {
 	p := &s.place
-	if p.parked == nil || !s.ticked || !s.held {
+	if p.parked == nil || !s.ticked {
 		return false
 	}
 	if p.attendant == nil {
@@ -151,6 +163,7 @@ func (s *Session) park() bool {
 			return false
 		}
 	}
+	due := s.dueAt(time.Now())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.leave {
@@ -169,14 +182,42 @@ func (s *Session) park() bool {
 	if a.over {
 		return false
 	}
-	if s.timer != nil {
-		s.timer.Stop()
-		s.timer = nil
-	}
-	s.batch, s.heap = feed.Batch{}, nil // the attendant lends its own
+	s.exit()
 	p.taken = true
 	a.arrived = append(a.arrived, s)
-	a.wake()
+	if due.Before(a.sleeps) || a.sleeps.IsZero() {
+		a.wake() // else it arms when it is awake for something else
+	}
+	return true
+}
+
+// Await parks a session in the place of a call to Next: its attendant looks at once whether there is
+// something to send. false: Next must be called. It does not wait.
+func (s *Session) Await() bool {
+	if !s.park() {
+		return false
+	}
+	if !s.idle() { // after park: what comes from now on calls it
+		s.look()
+	}
+	return true
+}
+
+// idle tells whether take would certainly find nothing.
+func (s *Session) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil || len(s.replies) > 0 || s.quiet() <= 0 {
+		return false
+	}
+	t := s.tenant
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, u := range s.subs {
+		if u.sieve != nil || u.reason != "" || u.fresh || u.view.last() > u.pos {
+			return false
+		}
+	}
 	return true
 }
 
@@ -184,7 +225,7 @@ func (s *Session) park() bool {
 func (k *parking) assign(h *Hub) *attendant {
 	k.start.Do(func() {
 		for range runtime.GOMAXPROCS(0) {
-			a := &attendant{hub: h, signal: make(chan struct{}, 1)}
+			a := &attendant{hub: h, began: time.Now(), signal: make(chan struct{}, 1)}
 			k.attendants = append(k.attendants, a)
 			k.running.Go(func() { a.run(k.over) })
 		}
@@ -212,6 +253,7 @@ func (a *attendant) run(over <-chan struct{}) {
 		a.arrived = nil
 		calls := a.calls
 		a.calls, a.work = a.work, nil
+		a.sleeps = time.Time{}
 		a.mu.Unlock()
 		now := time.Now()
 		for _, s := range arrived {
@@ -222,12 +264,15 @@ func (a *attendant) run(over <-chan struct{}) {
 		}
 		clear(calls)
 		a.work = calls[:0]
-		for now = time.Now(); len(a.due) > 0 && !a.due[0].place.at.After(now); {
+		for now = time.Now(); len(a.due) > 0 && a.due[0].place.at <= now.Sub(a.began); {
 			a.serve(a.due[0])
 		}
 		timer.Stop()
 		if len(a.due) > 0 {
-			timer.Reset(a.due[0].place.at.Sub(now))
+			timer.Reset(a.due[0].place.at - now.Sub(a.began))
+			a.mu.Lock()
+			a.sleeps = a.began.Add(a.due[0].place.at)
+			a.mu.Unlock()
 		}
 		select {
 		case <-a.signal:
@@ -246,25 +291,44 @@ func (a *attendant) close() {
 	arrived := a.arrived
 	a.arrived, a.calls = nil, nil
 	a.mu.Unlock()
+	for c := range a.every {
+		members := slices.Clone(c.members)
+		c.Leave()
+		arrived = append(arrived, members...)
+	}
 	for _, s := range append(arrived, slices.Clone(a.due)...) {
 		a.leave(s)
 	}
 }
 
 // arm sets when a session is due without being called: for a heartbeat, or its grant.
-func (a *attendant) arm(s *Session, now time.Time) {
-	p := &s.place
-	at := s.sent.Add(s.opts.Heartbeat)
+func (a *attendant) arm(s *Session, now time.Time) { a.armAt(s, s.dueAt(now)) }
+
+// dueAt is when a session is due.
+func (s *Session) dueAt(now time.Time) time.Time {
+	at := s.sent.Add(s.quiet())
 	if until := now.Add(s.until(now)); until.Before(at) {
 		at = until
 	}
-	if p.at = at; !at.After(now) {
-		p.at = now.Add(dueLeast) // it could not be told now what it is due for
+	if !at.After(now) {
+		at = now.Add(dueLeast) // it could not be told now what it is due for
 	}
-	if p.index == 0 {
+	return at
+}
+
+func (a *attendant) armAt(s *Session, at time.Time) {
+	p := &s.place
+	if p.at = at.Sub(a.began); p.index == 0 {
 		heap.Push(&a.due, s)
 	} else {
-		heap.Fix(&a.due, p.index-1)
+		heap.Fix(&a.due, int(p.index-1))
+	}
+}
+
+// disarm has it due for nothing.
+func (a *attendant) disarm(p *place) {
+	if p.index > 0 {
+		heap.Remove(&a.due, int(p.index-1))
 	}
 }
 
@@ -272,39 +336,43 @@ func (a *attendant) arm(s *Session, now time.Time) {
 func (a *attendant) serve(s *Session) {
 	p := &s.place
 	p.mu.Lock()
-	p.called = false
+	p.called.Store(false)
 	taken, leave := p.taken, p.leave
 	p.mu.Unlock()
 	if !taken {
 		return // it left meanwhile
 	}
+	if c := p.cohort; c != nil {
+		if c.takeOut(s, c.at, c.live, c.sent); len(c.members) == 0 {
+			c.close()
+		}
+	}
 	if leave || !a.deliver(s) {
 		a.leave(s)
+		return
 	}
+	a.join(s)
 }
 
 // deliver tells whether the session stays.
 func (a *attendant) deliver(s *Session) (stays bool) {
 	d := &a.desk
-	s.batch.Items, s.heap = d.items[:0], d.heap[:0]
+	s.lane, s.place.served = &d.lane, true
 	defer func() {
-		if v := recover(); v != nil {
-			a.hub.opts.Logger.Error("panic while a parked session was served", "panic", v)
-			s.End(&Ended{Reason: EndFailed})
-			stays = false
-		}
+		stays = a.saved(recover(), s) && stays
 		// What a batch held must not be held by the desk.
-		d.items, d.heap = s.batch.Items[:cap(s.batch.Items)], s.heap[:cap(s.heap)]
-		clear(d.items)
-		clear(d.heap)
-		s.batch, s.heap = feed.Batch{}, nil
+		l := s.lane
+		clear(l.batch.Items[:cap(l.batch.Items)])
+		clear(l.heap[:cap(l.heap)])
+		l.batch = feed.Batch{Items: l.batch.Items[:0]}
+		s.lane, s.place.served = nil, false
 	}()
 	now := time.Now()
 	if s.mustAsk(now) {
 		return false // it may take its time
 	}
 	b, err := s.take()
-	if b == nil && err == nil && now.Sub(s.sent) >= s.opts.Heartbeat {
+	if b == nil && err == nil && now.Sub(s.sent) >= s.quiet() {
 		s.silent()
 		b, err = s.take()
 	}
@@ -312,7 +380,7 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	for n := 0; b != nil && err == nil; n++ {
 		s.sent = now
 		renewed = renewed || len(b.Replies) > 0
-		if !s.place.parked.Deliver(b, d) {
+		if !a.give(s, b, d) {
 			return false
 		}
 		if b.Live {
@@ -328,24 +396,35 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	}
 	// One that is due too early is looked at then, and so costs nothing for each change; but
 	// a reply may say that it has another grant.
-	if p := &s.place; !p.at.After(now) || renewed {
+	if p := &s.place; p.at <= now.Sub(a.began) || renewed {
 		a.arm(s, now)
 	}
 	return true
 }
 
+// give hands a batch out; false: the session must leave.
+func (a *attendant) give(s *Session, b *feed.Batch, d *Desk) (took bool) {
+	defer func() { took = a.saved(recover(), s) && took }()
+	return s.place.parked.Deliver(b, d)
+}
+
+// saved makes a panic cost the session, not the process.
+func (a *attendant) saved(panicked any, s *Session) bool {
+	if panicked == nil {
+		return true
+	}
+	a.hub.opts.Logger.Error("panic while a parked session was served", "panic", panicked)
+	s.End(&Ended{Reason: EndFailed})
+	return false
+}
+
 // leave ends a session's being parked.
 func (a *attendant) leave(s *Session) {
 	p := &s.place
-	if p.index > 0 {
-		heap.Remove(&a.due, p.index-1)
-	}
+	a.disarm(p)
 	p.mu.Lock()
-	p.taken, p.leave, p.called = false, false, false
-	select { // whatever it was called for is to be looked at
-	case s.wake <- struct{}{}:
-	default:
-	}
+	p.taken, p.leave = false, false
+	p.called.Store(false) // whatever it was called for, Next looks at
 	p.mu.Unlock()
 	p.parked.Leave()
 }
@@ -367,15 +446,15 @@ func (s *Session) silent() {
 type dues []*Session
 
 func (d dues) Len() int           { return len(d) }
-func (d dues) Less(i, j int) bool { return d[i].place.at.Before(d[j].place.at) }
+func (d dues) Less(i, j int) bool { return d[i].place.at < d[j].place.at }
 func (d dues) Swap(i, j int) {
 	d[i], d[j] = d[j], d[i]
-	d[i].place.index, d[j].place.index = i+1, j+1
+	d[i].place.index, d[j].place.index = int32(i+1), int32(j+1)
 }
 func (d *dues) Push(x any) {
 	s := x.(*Session)
 	*d = append(*d, s)
-	s.place.index = len(*d)
+	s.place.index = int32(len(*d))
 }
 func (d *dues) Pop() any {
 	last := len(*d) - 1

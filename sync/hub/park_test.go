@@ -266,3 +266,172 @@ func TestASessionWhoseClientLeavesAsItIsParkedIsLetGo(t *testing.T) {
 		}
 	})
 }
+
+func TestAParkedPollIsHeldForAsLongAsItAskedFor(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		at := write(t, h, put("todos", "0", `{}`)).Cursor
+		s, err := h.Open(hub.Everything, "acme", []feed.Start{{Collection: "todos", Cursors: []string{at.String()}}}, hub.SessionOptions{Hold: 20 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &seat{t: t, s: s, full: true} // one answer is all that it takes
+		s.Park(x)
+		if _, err := s.Next(t.Context()); !errors.Is(err, hub.ErrParked) {
+			t.Fatal(err)
+		}
+		time.Sleep(19 * time.Second)
+		synctest.Wait()
+		if x.told() != 0 {
+			t.Error("it was answered too early")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if x.told() != 1 || x.leaves != 1 {
+			t.Errorf("told %d times, left %d times", x.told(), x.leaves)
+		}
+		h.Drain(t.Context())
+		synctest.Wait()
+	})
+}
+
+// TestSessionsThatStandTogetherLoseNothingWhenOneGoesItsOwnWay: what comes for all is taken once, so
+// whoever is alone for a moment must neither miss what the others were given nor be given it twice.
+func TestSessionsThatStandTogetherLoseNothingWhenOneGoesItsOwnWay(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		var all []*seat
+		for range 40 {
+			all = append(all, sit(t, h, hub.Everything, hub.SessionOptions{}))
+		}
+		n := 0
+		more := func(value string) {
+			n++
+			write(t, h, put("todos", fmt.Sprint(n), value))
+		}
+		for range 3 { // they are served one by one, and stand together after that
+			more(`{}`)
+			synctest.Wait()
+		}
+		for i := range 60 {
+			x := all[i%len(all)]
+			switch i % 4 {
+			case 0:
+				x.s.Unpark() // and back
+			case 1:
+				x.s.Reply(`{"type":"done"}`)
+			case 2:
+				x.mu.Lock()
+				x.full = !x.full
+				x.mu.Unlock()
+			}
+			more(`{}`)
+			if i%3 > 0 {
+				synctest.Wait()
+			}
+		}
+		// More than one of them gets in a row: they break up, and each goes on by itself.
+		for range 40 {
+			more(`{"a":"` + strings.Repeat("x", 60_000) + `"}`)
+		}
+		synctest.Wait()
+		more(`{}`)
+		synctest.Wait()
+		for i, x := range all {
+			for at, seq := range x.got {
+				if seq != feed.Seq(at+1) {
+					t.Fatalf("%d got change %d at place %d", i, seq, at)
+				}
+			}
+			if len(x.got) != n {
+				t.Errorf("%d got %d of %d changes", i, len(x.got), n)
+			}
+		}
+	})
+}
+
+func TestSessionsThatStandTogetherGetNothingAfterTheirOwnEnd(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		began := time.Now()
+		short, revoked := sit(t, h, given("ann", "1", 30*time.Second), hub.SessionOptions{}), sit(t, h, given("bob", "2", time.Hour), hub.SessionOptions{})
+		rest := []*seat{sit(t, h, given("eve", "3", time.Hour), hub.SessionOptions{}), sit(t, h, hub.Everything, hub.SessionOptions{})}
+		for i := range 3 {
+			write(t, h, put("todos", fmt.Sprint(i), `{}`))
+			synctest.Wait()
+		}
+		if err := h.Revoke(t.Context(), root, hub.Revocation{Tenant: "acme", Subject: "bob"}); err != nil {
+			t.Fatal(err)
+		}
+		write(t, h, put("todos", "3", `{}`))
+		time.Sleep(30*time.Second - time.Since(began)) // both are due at this moment: the end, and the change
+		write(t, h, put("todos", "4", `{}`))
+		synctest.Wait()
+		if len(revoked.got) != 3 || revoked.ended == nil || revoked.ended.Reason != hub.EndRevoked {
+			t.Errorf("the revoked one got %v and ended %+v", revoked.got, revoked.ended)
+		}
+		if len(short.got) != 4 || short.ended == nil || short.ended.Reason != hub.EndExpired || short.at.Sub(began) != 30*time.Second {
+			t.Errorf("the one for 30 s got %v and ended %+v after %s", short.got, short.ended, short.at.Sub(began))
+		}
+		for _, x := range rest {
+			if len(x.got) != 5 || x.ended != nil {
+				t.Errorf("another got %v and ended %+v", x.got, x.ended)
+			}
+		}
+	})
+}
+
+func TestASessionThatStoodWithOthersHearsNothingOfWhatItUnfollowed(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		x, other := sit(t, h, hub.Everything, hub.SessionOptions{}), sit(t, h, hub.Everything, hub.SessionOptions{})
+		for i := range 3 {
+			write(t, h, put("todos", fmt.Sprint(i), `{}`))
+			synctest.Wait()
+		}
+		x.s.Unsubscribe([]string{"todos"}, `{"type":"done"}`)
+		synctest.Wait()
+		write(t, h, put("todos", "3", `{}`))
+		synctest.Wait()
+		if len(x.got) != 3 || len(other.got) != 4 {
+			t.Errorf("it got %v, the other %v", x.got, other.got)
+		}
+		if err := x.s.Subscribe([]feed.Start{{Collection: "todos"}}, `{"type":"done"}`); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			write(t, h, put("todos", fmt.Sprint(4+i), `{}`))
+			synctest.Wait()
+		}
+		if n := len(x.got) - 3; n != 7 || len(other.got) != 7 {
+			t.Errorf("from nothing it got %v, the other %v", x.got[3:], other.got)
+		}
+	})
+}
+
+// TestACrowdThatStandsTogetherIsToldThatItIsLiveOnceAHeartbeat: more than one cohort holds.
+func TestACrowdThatStandsTogetherIsToldThatItIsLiveOnceAHeartbeat(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		var all []*seat
+		for range 1200 {
+			all = append(all, sit(t, h, hub.Everything, hub.SessionOptions{Heartbeat: 10 * time.Second}))
+		}
+		for i := range 3 {
+			write(t, h, put("todos", fmt.Sprint(i), `{}`))
+			synctest.Wait()
+		}
+		began := all[0].told()
+		for i := range 3 {
+			time.Sleep(10*time.Second - time.Millisecond)
+			synctest.Wait()
+			for _, x := range all {
+				if x.told() != began+i {
+					t.Fatalf("told %d times before it was due", x.told()-began-i)
+				}
+			}
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			for _, x := range all {
+				if x.told() != began+i+1 {
+					t.Fatalf("told %d times when it was due", x.told()-began-i)
+				}
+			}
+		}
+	})
+}

@@ -47,21 +47,17 @@ type Session struct {
 	hub    *Hub
 	tenant *tenant
 	opts   SessionOptions
-	wake   chan struct{} // room for one: look again
 
 	place place // where it is parked
 
 	followed int // guarded by Hub.mu: what it counts for at its tenant
 
-	// Owned by the caller of Next.
-	batch  feed.Batch
-	opened time.Time
+	// Owned by the caller of Next, or by the attendant while it is parked.
+	*lane            // nil while it is parked and nobody serves it; changed with place.mu where it is not
 	sent   time.Time // when the last batch was handed out
 	asked  time.Time // when the grant's Check was
 	ticked bool      // or no tick was asked for
 	held   bool      // the first batch was given, or need not be held any more
-	heap   []reader
-	timer  *time.Timer // nil before the first wait
 
 	mu      sync.Mutex
 	grant   Grant    // guarded by mu
@@ -70,6 +66,44 @@ type Session struct {
 	live    bool     // guarded by mu: the client was told that it is live, and nothing since says otherwise
 	ended   *Ended   // guarded by mu
 	closed  bool     // guarded by mu
+}
+
+// lane is what a session needs only while it is served. It costs more than the rest of a session
+// that waits, so those that are parked have none: they are lent their attendant's.
+type lane struct {
+	batch feed.Batch
+	heap  []reader
+
+	// Of those that Next is called for.
+	wake   chan struct{} // room for one: look again
+	timer  *time.Timer   // nil before the first wait
+	opened time.Time
+}
+
+// enter gives a session a lane for Next. Whatever it was to look at before, it looks at now.
+func (s *Session) enter() {
+	if s.lane != nil {
+		return
+	}
+	l, ok := s.hub.lanes.Get().(*lane)
+	if !ok {
+		l = &lane{wake: make(chan struct{}, 1)}
+	}
+	s.place.mu.Lock()
+	defer s.place.mu.Unlock()
+	s.lane = l
+}
+
+// exit takes it back. It needs place.mu, with nothing in wake.
+func (s *Session) exit() {
+	l := s.lane
+	l.rest()
+	l.batch = feed.Batch{Items: l.batch.Items[:0]}
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	s.lane = nil
+	s.hub.lanes.Put(l)
 }
 
 // sub is one collection of a session.
@@ -99,7 +133,8 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 	}
 	var id [8]byte
 	rand.Read(id[:])
-	s := &Session{ID: hex.EncodeToString(id[:]), hub: h, grant: g, opts: opts, wake: make(chan struct{}, 1), ticked: !opts.Tick}
+	s := &Session{ID: hex.EncodeToString(id[:]), hub: h, grant: g, opts: opts, ticked: !opts.Tick}
+	s.enter()
 	s.opened = time.Now()
 	s.sent, s.asked = s.opened, s.opened
 	if err := s.check(g, tenant, starts); err != nil {
@@ -326,6 +361,7 @@ func (s *Session) Close() {
 // as there is anything; else live, once a heartbeat. The batch is valid until the
 // next call. *Ended when the session is over, ErrParked (see Park), or the context's error.
 func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
+	s.enter()
 	for {
 		s.ask(ctx)
 		b, err := s.take()
@@ -349,10 +385,7 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 			return nil, ErrParked
 		}
 		s.rest()
-		wait := s.opts.Heartbeat - now.Sub(s.sent)
-		if !s.held {
-			wait = s.opts.Hold - now.Sub(s.sent)
-		}
+		wait := s.quiet() - now.Sub(s.sent)
 		due := true // at the end of wait, live is due again
 		if !s.ticked && tickAfter-now.Sub(s.opened) < wait {
 			wait, due = tickAfter-now.Sub(s.opened), false
@@ -378,6 +411,14 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 			s.silent()
 		}
 	}
+}
+
+// quiet is how long after the last batch a session that is live says so.
+func (s *Session) quiet() time.Duration {
+	if !s.held {
+		return s.opts.Hold
+	}
+	return s.opts.Heartbeat
 }
 
 // until is how long nothing need be looked at for the grant's sake: it ends, or must be
@@ -412,15 +453,15 @@ func (s *Session) ask(ctx context.Context) {
 }
 
 // rest lets go of what an idle session need not hold.
-func (s *Session) rest() {
-	if cap(s.batch.Items) > 64 {
-		s.batch.Items = nil
+func (l *lane) rest() {
+	if cap(l.batch.Items) > 64 {
+		l.batch.Items = nil
 	}
-	clear(s.batch.Items[:cap(s.batch.Items)])
-	if cap(s.heap) > 64 {
-		s.heap = nil
+	clear(l.batch.Items[:cap(l.batch.Items)])
+	if cap(l.heap) > 64 {
+		l.heap = nil
 	}
-	clear(s.heap[:cap(s.heap)])
+	clear(l.heap[:cap(l.heap)])
 }
 
 // take returns what there is to send now, nil if that is nothing.
@@ -597,7 +638,7 @@ func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 		down(h, i)
 	}
 	most := batchBytes
-	if s.place.index > 0 {
+	if s.place.served {
 		most = parkedBytes
 	}
 	var size, hidden int

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -363,7 +364,7 @@ func (h *Hub) writeGroup() {
 	g.expire()
 	var decided []*Pending
 	n := 0
-	for ; g.size < feed.GroupSize && (n < len(h.line) || h.another()); n++ {
+	for ; g.size < feed.GroupSize && (n < len(h.line) || h.another() || h.more()); n++ {
 		p := h.line[n]
 		h.fences.leave(p)
 		if result, err := h.decide(g, p); err != nil {
@@ -397,6 +398,12 @@ func (h *Hub) another() bool {
 	default:
 		return false
 	}
+}
+
+// more lets who is about to write do so, and tells whether somebody did.
+func (h *Hub) more() bool {
+	runtime.Gosched()
+	return h.another()
 }
 
 // decide decides one request, unless its credential was revoked or has ended while it stood in line.

@@ -108,6 +108,9 @@ func (v *Verifier) Close() {
 	}
 }
 
+// Steady is transport.Steady's: keys that are not read from a URL stay.
+func (v *Verifier) Steady() bool { return v.remote == nil }
+
 // Verify turns a token into a grant, or says why not by a *Refused. It waits at most
 // for one reading of the JWKS, if that is needed, and not beyond ctx. The grant ends at the token's exp.
 // Its Check, which there is for tokens by a key of the JWKS, fails once the key is in the set no more.

@@ -30,11 +30,14 @@ type follower struct {
 	seen       *Check
 	latency    *Histogram
 	bytes      *atomic.Int64
+	slow       bool
 
 	epoch, cursor string
 	last          atomic.Uint64 // the last sequence that came
 	frames        atomic.Int64  // changes that came
 	lives         chan struct{} // closed when live for the first time since it was set
+	fresh         bool          // the connection was not live yet
+	lived         atomic.Int64  // how many connections were
 	reconnects    int
 }
 
@@ -73,6 +76,10 @@ func (f *follower) connection(ctx context.Context) error {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	f.fresh = true
+	if f.slow {
+		c = slow(c)
+	}
 	r := bufio.NewReaderSize(counted{c, f.bytes}, 2048)
 	if f.o.Transport == "poll" {
 		for {
@@ -121,7 +128,7 @@ func (f *follower) request(c net.Conn, query, headers string) error {
 
 func (f *follower) poll(c net.Conn, r *bufio.Reader) error {
 	wait := "&wait=25"
-	if f.cursor == "" {
+	if f.fresh {
 		wait = "&wait=0" // so that it is live at once
 	}
 	if err := f.request(c, wait, ""); err != nil {
@@ -218,7 +225,7 @@ func (f *follower) frame(b []byte) error {
 		seq := digits(rest)
 		f.seen.Saw(seq)
 		if at := bytes.Index(rest, timeMark); at >= 0 {
-			if sent := digits(rest[at+len(timeMark):]); sent > 0 && f.seen.Begun() {
+			if sent := digits(rest[at+len(timeMark):]); sent > 0 && f.seen.Begun() && !f.slow {
 				f.latency.Add(time.Since(time.Unix(0, int64(sent))))
 			}
 		}
@@ -239,6 +246,10 @@ func (f *follower) frame(b []byte) error {
 		}
 		if _, seq, _ := strings.Cut(f.cursor, "-"); !f.seen.Begun() {
 			f.seen.Begin(digits([]byte(seq))) // what is written from here on must come
+		}
+		if f.fresh {
+			f.fresh = false
+			f.lived.Add(1)
 		}
 		if f.lives != nil {
 			close(f.lives)
@@ -277,5 +288,21 @@ type counted struct {
 func (c counted) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.n.Add(int64(n))
+	return n, err
+}
+
+// slowly reads 1 KB a second.
+type slowly struct{ net.Conn }
+
+func slow(c net.Conn) net.Conn {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetReadBuffer(4 << 10) // the system would hold megabytes for it
+	}
+	return slowly{c}
+}
+
+func (c slowly) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b[:min(len(b), 256)])
+	time.Sleep(time.Duration(n) * time.Second / 1024)
 	return n, err
 }

@@ -31,10 +31,15 @@ type Options struct {
 	Payload  int           // bytes of a value, about
 	Duration time.Duration // of the writes
 
-	Storm  int // after that: so many changes while no follower is there, then all come back at once; 0: none
-	Replay int // after that: so many rows, which one follower reads from nothing; 0: none
+	Rows     int // so many rows are in each collection before followers come, who need not read them; 0: none
+	Laggards int // of the followers read 1 KB a second, and do not count
 
-	PID  int                  // of a server on this machine; 0: nothing is told of it
+	Storm    int    // after that: so many changes while no follower is there, then all come back at once; 0: none
+	Restart  string // after that: a command that restarts the server; "": none
+	Replay   int    // after that: so many rows, which followers read from nothing; 0: none
+	ReplayBy int    // so many followers at once; at least 1
+
+	PID  int                  // of a server on this machine; 0: who listens at URL there, if that can be found out
 	Logf func(string, ...any) // hears what goes wrong on the way; nil: nobody
 
 	header string
@@ -65,7 +70,8 @@ type Report struct {
 	Reconnects int `json:"reconnects"`
 	Resets     int `json:"resets"`
 
-	StormS      float64 `json:"storm_s,omitempty"` // until the last follower had caught up
+	StormS      float64 `json:"storm_s,omitempty"`   // until the last follower had caught up
+	RestartS    float64 `json:"restart_s,omitempty"` // from the command's beginning until the last follower was live
 	ReplayRowsS float64 `json:"replay_rows_per_s,omitempty"`
 	ReplayMBS   float64 `json:"replay_mb_per_s,omitempty"`
 
@@ -80,6 +86,7 @@ type Server struct {
 	RSSBefore        int64   `json:"rss_before"` // bytes
 	RSSIdle          int64   `json:"rss_idle"`   // with all followers, before the writes
 	RSSEnd           int64   `json:"rss_end"`
+	RSSRestart       int64   `json:"rss_restart,omitempty"` // the most since the restart
 	PerFollower      int64   `json:"rss_per_follower"`
 }
 
@@ -112,6 +119,8 @@ type run struct {
 	refused atomic.Int64
 	n       atomic.Int64 // changes that were begun
 	keys    int          // how many rows of a collection are written, in turn
+	from    string       // the cursor where followers begin
+	newest  uint64       // guarded by mu: what from stands for
 
 	mu      sync.Mutex
 	written []map[string][]Written // guarded by mu: one for each phase, by collection
@@ -124,15 +133,24 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
 		return nil, fmt.Errorf("%q is no http or https URL", o.URL)
 	}
+	if need := uint64(max(o.Followers, o.ReplayBy)+o.Writers) + 50; need > descriptors() {
+		return nil, fmt.Errorf("%d followers and %d writers need %d file descriptors, and this process may have %d: raise it (ulimit -n %d), here and where the server runs", max(o.Followers, o.ReplayBy), o.Writers, need, descriptors(), need)
+	}
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}
 	}
 	if o.Token != "" {
 		o.header = "Authorization: Bearer " + o.Token + "\r\n"
 	}
+	if o.PID == 0 {
+		o.PID = serverOf(base)
+	}
 	x := &run{o: o, base: base, keys: 10_000, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: o.Writers, MaxConnsPerHost: o.Writers}}}
 	defer x.client.CloseIdleConnections()
 	x.report = Report{Transport: o.Transport, Followers: o.Followers, Collections: o.Collections}
+	if err := x.fill(ctx); err != nil {
+		return nil, err
+	}
 	before, err := look(o.PID)
 	if err != nil {
 		return nil, err
@@ -176,6 +194,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 			return nil, err
 		}
 	}
+	if o.Restart != "" {
+		if err := x.restart(ctx); err != nil {
+			return nil, err
+		}
+	}
 	connected.leave()
 	x.judge()
 	if o.Replay > 0 {
@@ -188,7 +211,9 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 
 func (x *run) deliveries() (n int64) {
 	for _, f := range x.all {
-		n += f.frames.Load()
+		if !f.slow {
+			n += f.frames.Load()
+		}
 	}
 	return n
 }
@@ -204,7 +229,10 @@ type crowd struct{ leave func() }
 func (x *run) connect(ctx context.Context) (*crowd, error) {
 	began := time.Now()
 	for i := range x.o.Followers {
-		x.all = append(x.all, &follower{o: &x.o, base: x.base, collection: x.collection(i), seen: new(Check), latency: &x.latency, bytes: &x.bytes})
+		x.all = append(x.all, &follower{
+			o: &x.o, base: x.base, collection: x.collection(i), seen: new(Check), latency: &x.latency, bytes: &x.bytes,
+			slow: i < x.o.Laggards, cursor: x.from,
+		})
 	}
 	c, err := x.follow(ctx, x.o.ConnectRate)
 	x.report.ConnectS = time.Since(began).Seconds()
@@ -220,7 +248,9 @@ func (x *run) follow(ctx context.Context, rate int) (*crowd, error) {
 	var lives []chan struct{}
 	for _, f := range x.all {
 		f.lives = make(chan struct{})
-		lives = append(lives, f.lives)
+		if !f.slow {
+			lives = append(lives, f.lives)
+		}
 		running.Go(func() { f.run(ctx) })
 		if rate > 0 {
 			next = next.Add(time.Second / time.Duration(rate))
@@ -338,6 +368,7 @@ func (x *run) post(ctx context.Context, batch int) error {
 	x.writes.Add(time.Since(sent))
 	x.changes.Add(int64(batch))
 	var a struct {
+		Cursor  string `json:"cursor"`
 		Results []struct {
 			Seq uint64 `json:"seq"`
 		} `json:"results"`
@@ -347,6 +378,9 @@ func (x *run) post(ctx context.Context, batch int) error {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if last := a.Results[batch-1].Seq; last > x.newest {
+		x.newest, x.from = last, a.Cursor
+	}
 	phase := x.written[len(x.written)-1]
 	for i, r := range a.Results {
 		phase[name] = append(phase[name], Written{r.Seq, row(i)})
@@ -369,7 +403,7 @@ func (x *run) settle(ctx context.Context) error {
 	}
 	patience := time.Now().Add(settleWithin)
 	for _, f := range x.all {
-		for f.last.Load() < target[f.collection] && time.Now().Before(patience) {
+		for !f.slow && f.last.Load() < target[f.collection] && time.Now().Before(patience) {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -377,22 +411,6 @@ func (x *run) settle(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// storm has all followers leave, writes, and has them come back at once.
-func (x *run) storm(ctx context.Context, c *crowd) (*crowd, error) {
-	c.leave()
-	if err := x.write(ctx, 0, int64(x.o.Storm)); err != nil {
-		return c, err
-	}
-	began := time.Now()
-	back, err := x.follow(ctx, 0)
-	if err != nil {
-		return c, err
-	}
-	err = x.settle(ctx)
-	x.report.StormS = time.Since(began).Seconds()
-	return back, err
 }
 
 // judge holds what followers got against what was written. None may be running.
@@ -405,30 +423,13 @@ func (x *run) judge() {
 	}
 	for _, f := range x.all {
 		r := &x.report
+		if f.slow {
+			continue
+		}
 		r.Gaps += f.seen.Gaps(of[f.collection])
 		r.Doubles += f.seen.Doubles
 		r.Disorder += f.seen.Disorder
 		r.Resets += f.seen.Resets
 		r.Reconnects += f.reconnects
 	}
-}
-
-// replay writes rows, and has one follower read them.
-func (x *run) replay(ctx context.Context) error {
-	o := x.o
-	o.Collection, o.Collections, o.Rate, o.Batch, o.Followers = o.Collection+"-replay", 1, 0, 500, 1
-	y := &run{o: o, base: x.base, keys: o.Replay, client: x.client}
-	if err := y.write(ctx, 0, int64(o.Replay)); err != nil {
-		return err
-	}
-	y.all = []*follower{{o: &y.o, base: x.base, collection: y.collection(0), seen: new(Check), latency: &y.latency, bytes: &y.bytes}}
-	began := time.Now()
-	c, err := y.follow(ctx, 0)
-	if err != nil {
-		return err
-	}
-	took := time.Since(began).Seconds()
-	c.leave()
-	x.report.ReplayRowsS, x.report.ReplayMBS = float64(y.deliveries())/took, float64(y.bytes.Load())/took/1e6
-	return nil
 }

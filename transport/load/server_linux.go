@@ -3,15 +3,22 @@ package load
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // usage is what a process has used, and uses.
 type usage struct {
-	cpu time.Duration
-	rss int64
+	cpu  time.Duration
+	rss  int64
+	most int64 // that rss ever was
 }
 
 // tick is what /proc counts CPU in: USER_HZ, which is 100 on every platform that Go knows.
@@ -33,5 +40,52 @@ func look(pid int) (u usage, err error) {
 		return u, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
 	number := func(i int) int64 { n, _ := strconv.ParseInt(string(fields[i]), 10, 64); return n }
-	return usage{time.Duration(number(11)+number(12)) * tick, number(21) * int64(os.Getpagesize())}, nil
+	u = usage{cpu: time.Duration(number(11)+number(12)) * tick, rss: number(21) * int64(os.Getpagesize())}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if _, most, ok := bytes.Cut(status, []byte("VmHWM:")); ok && err == nil {
+		_, _ = fmt.Sscan(string(most), &u.most)
+		u.most *= 1024
+	}
+	return u, nil
+}
+
+// serverOf finds the process that listens at a URL of this machine; 0: it can't be found, as where it
+// is another user's.
+func serverOf(base *url.URL) int {
+	if ip, err := netip.ParseAddr(base.Hostname()); base.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
+		return 0
+	}
+	port, err := strconv.Atoi(base.Port())
+	if err != nil {
+		return 0
+	}
+	sockets := make(map[string]bool)
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		text, _ := os.ReadFile(table)
+		for line := range strings.Lines(string(text)) {
+			// proc(5): the local address is ADDRESS:PORT in hexadecimal, state 0A is listening, and
+			// the tenth field is the inode.
+			f := strings.Fields(line)
+			if len(f) > 9 && f[3] == "0A" && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+				sockets["socket:["+f[9]+"]"] = true
+			}
+		}
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && sockets[to] {
+			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
+			return pid
+		}
+	}
+	return 0
+}
+
+// descriptors is how many files and sockets this process may have open.
+func descriptors() uint64 {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
+		return 1 << 63
+	}
+	return r.Cur
 }

@@ -1,0 +1,100 @@
+package transport
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// returns is a listener whose connections are those that go back to an http.Server.
+type returns struct {
+	conns chan net.Conn
+	done  chan struct{} // closed by Close
+	once  sync.Once
+}
+
+// returnsTo is where connections of an http.Server go back to.
+func (s *Server) returnsTo(server *http.Server) *returns {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.returns[server]
+	if l == nil {
+		l = &returns{conns: make(chan net.Conn), done: make(chan struct{})}
+		s.returns[server] = l
+		go func() {
+			_ = server.Serve(l) // until that server is closed
+			_ = l.Close()
+			s.mu.Lock()
+			delete(s.returns, server)
+			s.mu.Unlock()
+		}()
+	}
+	return l
+}
+
+func (l *returns) put(c net.Conn) {
+	select {
+	case l.conns <- c:
+	case <-l.done:
+		_ = c.Close()
+	}
+}
+
+func (l *returns) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *returns) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *returns) Addr() net.Addr { return &net.TCPAddr{} }
+
+// returned is a connection that went back to net/http.
+type returned struct {
+	net.Conn
+	asked   []byte // what was read before it went back
+	early   []byte // owned by Read: what of it is to be read again
+	more    bool   // owned by Read: something else was read
+	strikes int
+}
+
+func (c *returned) Read(b []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(b, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	n, err := c.Conn.Read(b)
+	c.more = c.more || n > 0
+	return n, err
+}
+
+// LocalAddr is no *net.TCPAddr where the connection is to stay with net/http: mayVisit sees that.
+func (c *returned) LocalAddr() net.Addr {
+	if c.strikes >= mostStrikes {
+		return stays{c.Conn.LocalAddr()}
+	}
+	return c.Conn.LocalAddr()
+}
+
+type stays struct{ net.Addr }
+
+// NetConn is the connection within.
+func (c *returned) NetConn() net.Conn { return c.Conn }
+
+// CloseWrite is as conn's.
+func (c *returned) CloseWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
+}

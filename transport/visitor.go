@@ -1,0 +1,678 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport/gate"
+)
+
+// visitor is a client that polls over and over on one connection, which was taken over from
+// net/http: that keeps 28 KB and a goroutine for a poll that is held, and takes most of the
+// CPU of one that is answered.
+//
+// No request is parsed here. One that is, but for its query, byte for byte the poll that
+// net/http read before on this connection is that poll with another cursor. Anything else goes
+// back to net/http with its bytes, and so does what must be refused: who asks for something
+// wrong is answered as everywhere.
+type visitor struct {
+	// Static after construction.
+	server        *Server
+	returns       *returns
+	conn          net.Conn
+	raw           syscall.RawConn
+	first         *http.Request // as net/http read it, without its context
+	before, after string        // what stands around the query of a request that is known; "": none is
+	call          call
+	heartbeat     time.Duration
+	common        string // header fields of all answers
+	vary          string // of those that are not cached
+	patience      time.Duration
+	ctx           context.Context
+	cancel        context.CancelFunc
+	watched       uint64
+
+	mu     sync.Mutex
+	state  visit       // guarded by mu
+	called bool        // guarded by mu: there may be something to read, and nobody watches
+	since  time.Time   // guarded by mu: when it was answered last
+	timer  *time.Timer // guarded by mu: ends it when it has asked nothing for too long
+
+	// Owned by whoever serves the request under way.
+	known    known
+	session  *hub.Session
+	leave    func()
+	sink     pollSink
+	open     []byte // the line open of whichever session
+	id       int    // where the session's ID stands in it
+	head     *head  // of the answer, nil once it was sent
+	chunked  bool
+	parting  bool // the connection ends with the answer
+	answered bool // the answer is complete
+	attempt  attempt
+	parked   bool   // writes do not wait for the client
+	left     []byte // what they leave then
+	early    []byte // what came after the request
+	strikes  int    // how often it went back to net/http since it asked what is known
+}
+
+// visit is what a visitor is about.
+type visit int
+
+const (
+	busy   visit = iota // its request is read, or answered
+	held                // its request may be parked
+	asking              // it may ask again
+	over
+)
+
+const (
+	// mostStrikes is how often in a row a connection may go back to net/http. One that many
+	// share behind a proxy, or that is used for other things in between, stays there.
+	mostStrikes = 3
+	// mostAsked is the most bytes of a request that is looked at here.
+	mostAsked = 4 << 10
+)
+
+// mayVisit tells whether a poll may be answered by a visitor.
+func mayVisit(r *http.Request) bool {
+	if !watches || r.ProtoMajor != 1 || r.ProtoMinor == 0 || r.TLS != nil || r.ContentLength != 0 {
+		return false
+	}
+	for _, name := range []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		if r.Header[name] != nil {
+			return false
+		}
+	}
+	_, tcp := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return tcp
+}
+
+// visit takes a poll's connection over and has it answered. false: nothing was done.
+func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, f *feedRequest, open feed.Open, leave func()) bool {
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if server == nil {
+		return false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false
+	}
+	v := &visitor{
+		server: s, returns: s.returnsTo(server), conn: conn, call: c, heartbeat: f.heartbeat,
+		vary: field("Vary", w.Header()["Vary"]...), patience: server.IdleTimeout, session: session, leave: leave,
+	}
+	if v.patience <= 0 {
+		v.patience = 2 * time.Minute
+	}
+	for name, values := range w.Header() {
+		if name != "Vary" {
+			v.common += field(name, values...)
+		}
+	}
+	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	v.early = slices.Clone(early)
+	if back, ok := conn.(*returned); ok {
+		v.conn, v.strikes = back.Conn, back.strikes
+		if len(early) == 0 && !back.more {
+			v.before, v.after = around(string(back.asked), r.RequestURI)
+		}
+	}
+	v.raw = rawSocket(v.conn)
+	v.ctx, v.cancel = context.WithCancel(context.Background())
+	v.first = (&http.Request{ // without what routing has left in it
+		Method: r.Method, URL: r.URL, Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor,
+		Header: r.Header, Body: http.NoBody, Host: r.Host, RemoteAddr: r.RemoteAddr, RequestURI: r.RequestURI,
+	}).WithContext(v.ctx)
+	v.call.papers = papers{} // nothing asks for them
+	v.know(f)
+	v.open = appendLine(nil, open.Append(nil))
+	v.id = bytes.Index(v.open, []byte(session.ID))
+	v.sink = pollSink{to: v, open: v.open, limit: f.limit, cache: s.opts.PollCache}
+	v.attempt.fn = v.attempt.once
+	s.streams.add()
+	s.visitors.enter(v)
+	v.state = held
+	if v.raw != nil {
+		v.watched, _ = s.idle.watchOn(v.raw, v.readable)
+	}
+	v.parting = r.Close || v.watched == 0 // nobody would see the next request
+	if v.watched != 0 {
+		session.Park(v)
+	}
+	go v.serve()
+	return true
+}
+
+func field(name string, values ...string) string {
+	line := ""
+	for _, value := range values {
+		line += name + ": " + value + "\r\n"
+	}
+	return line
+}
+
+// around is what stands around the query of a request.
+func around(request, target string) (before, after string) {
+	path, query, ok := strings.Cut(target, "?")
+	before = "GET " + path + "?"
+	after, found := strings.CutPrefix(request, before+query)
+	if !ok || !found || !strings.HasPrefix(after, " HTTP/1.1\r\n") || strings.Index(after, "\r\n\r\n") != len(after)-4 {
+		return "", ""
+	}
+	return before, strings.Clone(after)
+}
+
+// queryOf is the query of a request that is known.
+func (v *visitor) queryOf(request []byte) (query []byte, ok bool) {
+	if v.before == "" || len(request) < len(v.before)+len(v.after) {
+		return nil, false
+	}
+	end := len(request) - len(v.after)
+	if string(request[:len(v.before)]) != v.before || string(request[end:]) != v.after {
+		return nil, false
+	}
+	query = request[len(v.before):end]
+	for _, c := range query {
+		if c <= ' ' || c >= 0x7f {
+			return nil, false
+		}
+	}
+	return query, true
+}
+
+// known is a query whose answer needs nothing to be asked: it differs from one that was let in
+// by its cursor alone, and what the sender may do stays the same until the grant ends.
+type known struct {
+	before, after string // what stands around the cursor; "": nothing is known
+	feed          feedRequest
+}
+
+// know remembers the query that was let in.
+func (v *visitor) know(f *feedRequest) {
+	v.known = known{}
+	a, ok := v.server.opts.Authorizer.(Steady)
+	if !ok || !a.Steady() || v.call.grant.Check != nil || len(f.starts) != 1 || len(f.starts[0].Cursors) != 1 {
+		return
+	}
+	cursor := f.starts[0].Cursors[0]
+	before, after, found := strings.Cut(v.first.URL.RawQuery, cursor)
+	if !found || !bare(cursor) || strings.Contains(after, cursor) {
+		return
+	}
+	// That it is the cursor, and nothing else that reads the same, shows with another one.
+	other := cursor + "0"
+	r := *v.first
+	r.URL = &url.URL{RawQuery: before + other + after}
+	q, err := query(&r)
+	if err != nil {
+		return
+	}
+	g, err := readFeedRequest(&r, q)
+	if err != nil || len(g.starts) != 1 || g.starts[0].Collection != f.starts[0].Collection || !slices.Equal(g.starts[0].Cursors, []string{other}) {
+		return
+	}
+	v.known = known{before: before, after: after, feed: g} // g's, as its cursor is written over
+}
+
+// bare tells whether a query has a text as it is.
+func bare[T string | []byte](text T) bool {
+	for i := range len(text) {
+		switch c := text[i]; {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return len(text) > 0
+}
+
+// readable is called when there is something to read.
+func (v *visitor) readable(uint64) {
+	v.mu.Lock()
+	state := v.state
+	switch state {
+	case busy:
+		v.called = true
+	case held:
+		v.called = true
+		v.peek()
+	case asking:
+		v.state = busy
+	}
+	v.mu.Unlock()
+	if state == asking {
+		v.next()
+	}
+}
+
+// peek ends what is held if the client is gone. It needs mu.
+func (v *visitor) peek() {
+	var b [1]byte
+	if _, over := arrived(v.raw, b[:], true); over {
+		v.cancel()
+		v.session.Unpark()
+	}
+}
+
+// next reads a request, and has it answered. It does not wait: one that is known is parked at once,
+// for which a goroutine, its stack and what hands it over would cost a fifth of a poll.
+func (v *visitor) next() {
+	defer v.recover()
+	_ = withBuffer(func(b []byte) ([]byte, error) {
+		b = slices.Grow(b, mostAsked)[:mostAsked]
+		n, over := arrived(v.raw, b, false)
+		switch {
+		case over:
+			v.close()
+		case n == 0: // there was nothing
+			v.mu.Lock()
+			again := v.called
+			if v.called = false; !again {
+				v.state = asking
+			}
+			v.mu.Unlock()
+			if again {
+				go v.next()
+			}
+		case v.repeat(b[:n]):
+			if !v.session.Await() {
+				go v.serve()
+			}
+		default:
+			go v.ask(slices.Clone(b[:n]))
+		}
+		return b, nil
+	})
+}
+
+// repeat lets a request in that is known. false: ask has to look at it.
+func (v *visitor) repeat(request []byte) bool {
+	k := &v.known
+	query, ok := v.queryOf(request)
+	if !ok || k.before == "" || v.changed() || len(query) < len(k.before)+len(k.after) {
+		return false
+	}
+	end := len(query) - len(k.after)
+	if string(query[:len(k.before)]) != k.before || string(query[end:]) != k.after {
+		return false
+	}
+	cursor := query[len(k.before):end]
+	// One of another epoch is no resumption, and counts against a limit.
+	epoch := string(v.call.hub.Epoch())
+	if !bare(cursor) || !bytes.HasPrefix(cursor, []byte(epoch)) || len(cursor) == len(epoch) || cursor[len(epoch)] != '-' || v.server.opts.Gate.Watch.Admit(gate.Feed) != nil {
+		return false
+	}
+	k.feed.starts[0].Cursors[0] = string(cursor)
+	return v.enter(&k.feed) == nil
+}
+
+// changed tells whether the server is another than when the connection was taken over.
+func (v *visitor) changed() bool {
+	return v.server.serving() != nil || v.server.hub.Load() != v.call.hub
+}
+
+// ask answers a request that was read, or gives it back.
+func (v *visitor) ask(request []byte) {
+	defer v.recover()
+	deepen()
+	if v.admit(request) {
+		v.answer()
+	} else {
+		v.giveBack(request)
+	}
+}
+
+// deepen makes the stack as large as it will be needed, while there is next to nothing on it: it was
+// copied twice for each request otherwise, which was a tenth of what a poll cost.
+//
+//go:noinline
+func deepen() {
+	var room [6 << 10]byte
+	runtime.KeepAlive(&room)
+}
+
+// admit lets a request in as admitFeed does. false: net/http has to look at it.
+func (v *visitor) admit(request []byte) bool {
+	raw, ok := v.queryOf(request)
+	if !ok || v.changed() {
+		return false
+	}
+	q, err := url.ParseQuery(string(raw))
+	if err != nil || q.Has("ticket") {
+		return false
+	}
+	at := *v.first.URL
+	at.RawQuery = string(raw)
+	v.first.URL, v.first.RequestURI = &at, v.before[len("GET "):]+at.RawQuery
+	f, err := readFeedRequest(v.first, q)
+	if err != nil || f.transport != pollName || f.heartbeat != v.heartbeat {
+		return false
+	}
+	if v.server.letIn(v.first, q, &v.call) != nil {
+		return false
+	}
+	v.call.papers = papers{}
+	v.know(&f)
+	return v.enter(&f) == nil
+}
+
+// enter opens the session of a request that was let in.
+func (v *visitor) enter(f *feedRequest) error {
+	session, leave, err := v.server.openFeed(v.call, f)
+	if err != nil {
+		return err
+	}
+	copy(v.open[v.id:], session.ID)
+	v.strikes, v.session, v.leave = 0, session, leave
+	v.sink = pollSink{to: v, open: v.open, limit: f.limit, cache: v.server.opts.PollCache}
+	session.Park(v)
+	v.mu.Lock()
+	if v.state = held; v.called { // something more came, or the end
+		v.peek()
+	}
+	v.mu.Unlock()
+	return nil
+}
+
+// serve answers the request under way, unless it panics.
+func (v *visitor) serve() {
+	defer v.recover()
+	deepen()
+	v.answer()
+}
+
+// recover makes a panic cost the connection, not the process.
+func (v *visitor) recover() {
+	if e := recover(); e != nil {
+		v.server.opts.Logger.Error("panic in a long poll", "panic", e)
+		v.release()
+		v.close()
+	}
+}
+
+// answer answers the request under way, or parks it.
+func (v *visitor) answer() {
+	var err error
+	if left := v.left; left != nil {
+		v.left = nil
+		_, err = v.conn.Write(left)
+	}
+	if err == nil && !v.answered {
+		err = pump(v.ctx, v.session, v)
+	}
+	switch {
+	case errors.Is(err, hub.ErrParked):
+	case err != nil:
+		v.release()
+		v.close()
+	default:
+		v.done()
+	}
+}
+
+// release lets go of what the request under way holds.
+func (v *visitor) release() {
+	v.mu.Lock()
+	v.state = busy // so that nobody else looks at the session any more
+	v.mu.Unlock()
+	if v.session != nil {
+		v.session.Close()
+		v.leave()
+	}
+	v.session, v.leave, v.head, v.left = nil, nil, nil, nil
+	v.chunked, v.answered = false, false
+}
+
+// done waits for the next request, once one is answered.
+func (v *visitor) done() {
+	v.release()
+	early := v.early
+	v.early = nil
+	switch {
+	case v.parting:
+		v.close()
+		return
+	case len(early) > 0:
+		go v.giveBack(early)
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.called {
+		v.called, v.state = false, busy
+		go v.next()
+		return
+	}
+	v.state, v.since = asking, time.Now()
+	if v.timer == nil {
+		v.timer = time.AfterFunc(v.patience, v.tired)
+	}
+	if v.server.visitors.shut.Load() {
+		v.timer.Reset(0)
+	}
+}
+
+// tired ends a visitor that asks nothing for too long, and looks again when it may have. To set the
+// timer anew for each request would cost more.
+func (v *visitor) tired() {
+	v.mu.Lock()
+	more := v.patience
+	if v.state == asking {
+		more -= time.Since(v.since)
+	}
+	tired := v.state == asking && (more <= 0 || v.server.visitors.shut.Load())
+	switch {
+	case tired:
+		v.state = over
+	case v.state != over && v.timer != nil:
+		v.timer.Reset(more)
+	}
+	v.mu.Unlock()
+	if tired {
+		v.close()
+	}
+}
+
+// end forgets the visitor.
+func (v *visitor) end() {
+	v.mu.Lock()
+	v.state = over
+	if v.timer != nil {
+		v.timer.Stop()
+	}
+	v.mu.Unlock()
+	v.cancel()
+	v.server.idle.forget(v.watched)
+	v.server.visitors.leave(v)
+	v.server.streams.done()
+}
+
+func (v *visitor) close() {
+	v.end()
+	_ = v.conn.Close()
+}
+
+// giveBack gives the connection back to net/http, with what was read.
+func (v *visitor) giveBack(asked []byte) {
+	v.server.idle.drop(v.raw, v.watched)
+	v.end()
+	v.returns.put(&returned{Conn: v.conn, early: asked, asked: asked, strikes: v.strikes + 1})
+}
+
+// Send is a Sink's.
+func (v *visitor) Send(ctx context.Context, b *feed.Batch) error { return v.sink.Send(ctx, b) }
+
+// End is a Sink's.
+func (v *visitor) End(ctx context.Context, ended *hub.Ended) error {
+	v.parting = true
+	return v.sink.End(ctx, ended)
+}
+
+// Deliver is hub.Parked's.
+func (v *visitor) Deliver(b *feed.Batch, desk *hub.Desk) bool {
+	v.parked = true
+	err := v.sink.Deliver(v.ctx, b, memoOf(desk))
+	v.parked = false
+	v.answered = errors.Is(err, errAnswered)
+	return !v.answered && len(v.left) == 0
+}
+
+// Leave is hub.Parked's.
+func (v *visitor) Leave() {
+	if v.answered && len(v.left) == 0 {
+		v.done()
+		return
+	}
+	go v.serve()
+}
+
+// head is what stands before an answer.
+type head struct {
+	tag, cache, vary string
+	same             bool
+}
+
+// begin is a pollAnswer's.
+func (v *visitor) begin(tag, cache, vary string) (same bool) {
+	v.head = &head{tag, cache, vary, unchanged(v.first, tag)}
+	if !v.head.same {
+		return false
+	}
+	_ = withBuffer(func(b []byte) ([]byte, error) {
+		b = append(v.appendHead(b), "\r\n"...)
+		return b, v.write(b)
+	})
+	return true
+}
+
+// appendHead appends the head of an answer, but for its end, if it was not sent.
+func (v *visitor) appendHead(dst []byte) []byte {
+	h := v.head
+	if h == nil {
+		return dst
+	}
+	v.head = nil
+	if h.same {
+		dst = append(dst, "HTTP/1.1 304 Not Modified"...)
+	} else {
+		dst = append(dst, "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson"...)
+	}
+	dst = append(dst, "\r\nDate: "...)
+	dst = time.Now().UTC().AppendFormat(dst, http.TimeFormat)
+	dst = append(dst, "\r\nCache-Control: "...)
+	dst = append(dst, h.cache...)
+	dst = append(dst, "\r\nETag: "...)
+	dst = append(dst, h.tag...)
+	dst = append(dst, "\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"...)
+	if h.vary == "" {
+		dst = append(dst, v.vary...)
+	} else {
+		dst = append(dst, field("Vary", h.vary)...)
+	}
+	dst = append(dst, v.common...)
+	if v.parting {
+		dst = append(dst, "Connection: close\r\n"...)
+	}
+	return dst
+}
+
+// send is a pollAnswer's.
+func (v *visitor) send(b []byte) error {
+	return withBuffer(func(out []byte) ([]byte, error) {
+		out = v.appendChunk(out, b)
+		return out, v.write(out)
+	})
+}
+
+// appendChunk appends a chunk, after the head.
+func (v *visitor) appendChunk(dst, b []byte) []byte {
+	if !v.chunked {
+		dst = append(v.appendHead(dst), "Transfer-Encoding: chunked\r\n\r\n"...)
+		v.chunked = true
+	}
+	dst = append(strconv.AppendInt(dst, int64(len(b)), 16), "\r\n"...)
+	return append(append(dst, b...), "\r\n"...)
+}
+
+// last is a pollAnswer's.
+func (v *visitor) last(b []byte) error {
+	return withBuffer(func(out []byte) ([]byte, error) {
+		if v.chunked {
+			out = append(v.appendChunk(out, b), "0\r\n\r\n"...)
+		} else {
+			out = append(v.appendHead(out), "Content-Length: "...)
+			out = append(strconv.AppendInt(out, int64(len(b)), 10), "\r\n\r\n"...)
+			out = append(out, b...)
+		}
+		return out, v.write(out)
+	})
+}
+
+// write writes what the socket takes at once, which mostly is all: without the deadlines that
+// a write which may wait needs.
+func (v *visitor) write(b []byte) error {
+	if len(v.left) > 0 {
+		v.left = append(v.left, b...)
+		return nil
+	}
+	if v.raw != nil {
+		b = v.attempt.write(v.raw, b)
+	}
+	if v.parked || len(b) == 0 {
+		v.left = append([]byte(nil), b...)
+		return nil
+	}
+	_, err := v.conn.Write(b)
+	return err
+}
+
+// visitors are those of a server.
+type visitors struct {
+	mu   sync.Mutex
+	all  map[*visitor]struct{} // guarded by mu
+	shut atomic.Bool           // set with mu: who is answered leaves
+}
+
+func (s *visitors) enter(v *visitor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = make(map[*visitor]struct{})
+	}
+	s.all[v] = struct{}{}
+}
+
+func (s *visitors) leave(v *visitor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, v)
+}
+
+// close ends those that ask nothing, now and from now on.
+func (s *visitors) close() {
+	s.mu.Lock()
+	s.shut.Store(true)
+	all := make([]*visitor, 0, len(s.all))
+	for v := range s.all {
+		all = append(all, v)
+	}
+	s.mu.Unlock()
+	for _, v := range all {
+		v.tired()
+	}
+}
