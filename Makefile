@@ -80,6 +80,24 @@ check: $(NODE_READY) ## gofmt, vet, staticcheck, govulncheck, floors, types, lin
 bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
+# WORKS=fanout,idle for some of the works; what the others came to is kept. Rivals come from Debian's
+# packages, npm and the Go module proxy; Centrifugo is measured where it is on the PATH.
+WORKS ?=
+COMPARED ?= 5
+
+.PHONY: bench-compare
+bench-compare: build ## Tidemark and its rivals side by side; writes its tables into docs/performance.md
+	@if ! { [ -x /usr/sbin/nginx ] && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ]; } && command -v apt-get >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then root=; else root='sudo -n'; fi; \
+		echo "installing from Debian's packages: nginx libnginx-mod-nchan"; \
+		$$root sh clientjs/proxies/install.sh nginx libnginx-mod-nchan || true; \
+	fi
+	npm --prefix cmd/rivals/node --no-fund --no-audit ci
+	cd cmd/rivals/gosse && go build -trimpath -o ../../../bin/gosse .
+	go build -trimpath -o bin/nats-server github.com/nats-io/nats-server/v2
+	go build -trimpath -o bin/rivals ./cmd/rivals
+	bin/rivals -rounds $(COMPARED) -works "$(WORKS)" -table docs/performance.md
+
 # How often each page is opened for the first time, and for how many seconds it is watched.
 RUNS ?= 20
 WATCH ?= 100

@@ -26,8 +26,12 @@ type BenchCmd struct {
 	Duration    time.Duration `default:"10s" help:"How long to write. Default: ${default}."`
 	ConnectRate int           `default:"1000" help:"Followers that connect a second. Default: ${default}."`
 	Storm       int           `help:"Then all followers leave, so many changes are written, and all come back at once. Default: not."`
-	Replay      int           `help:"Then so many rows are written, and one follower reads them from nothing. Default: not."`
-	PID         int           `name:"pid" help:"The server's process, if it is on this machine: what it uses is told, too (Linux)."`
+	Restart     string        `placeholder:"COMMAND" help:"Then this command restarts the server, and all followers must come back. Default: not."`
+	Replay      int           `help:"Then so many rows are written, and read from nothing. Default: not."`
+	ReplayBy    int           `default:"1" help:"How many followers read them at once. Default: ${default}."`
+	Rows        int           `help:"Rows that are in each collection before followers come, who begin behind them. Default: none."`
+	Laggards    int           `help:"How many of the followers read 1 KB a second; they do not count. Default: none."`
+	PID         int           `name:"pid" help:"The server's process, if it is on this machine: what it uses is told, too (Linux). Default: who listens at --url."`
 	JSON        bool          `name:"json" help:"Print JSON."`
 	Verbose     bool          `help:"Say what goes wrong on the way, on standard error."`
 }
@@ -38,7 +42,7 @@ func (BenchCmd) Help() string {
 
 1,000 followers over WebSocket, 20 changes a second, and what the server uses for it:
 
-    tidemark bench --followers 1000 --transport websocket --pid $(pgrep -x tidemark)
+    tidemark bench --followers 1000 --transport websocket
 
 How many writes it takes:
 
@@ -47,6 +51,10 @@ How many writes it takes:
 All followers drop and come back, 100 changes behind:
 
     tidemark bench --followers 2000 --duration 1s --storm 100
+
+What a restart costs those who follow:
+
+    tidemark bench --followers 10000 --connect-rate 5000 --restart 'systemctl restart tidemark'
 
 It needs a file descriptor for each follower (ulimit -n), and so does the server, whose limits on feeds of one address it meets, too (--max-feeds-per-address).`
 }
@@ -60,6 +68,7 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 	}{
 		{"followers", c.Followers, 0, 100_000}, {"collections", c.Collections, 1, 1_000_000}, {"writers", c.Writers, 1, 10_000}, {"batch", c.Batch, 1, 1000},
 		{"payload", c.Payload, 0, 1 << 19}, {"connect-rate", c.ConnectRate, 1, 1_000_000}, {"storm", c.Storm, 0, 1_000_000}, {"replay", c.Replay, 0, 10_000_000},
+		{"replay-by", c.ReplayBy, 1, 10_000}, {"rows", c.Rows, 0, 10_000_000}, {"laggards", c.Laggards, 0, max(c.Followers-1, 0)},
 	} {
 		if limit.n < limit.from || limit.n > limit.most {
 			return misuse("--%s must be %d to %d", limit.name, limit.from, limit.most)
@@ -79,7 +88,8 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 		URL: c.URL, Tenant: c.Tenant, Token: strings.TrimPrefix(remote.Header.Get("Authorization"), "Bearer "), Transport: c.Transport,
 		Collection: "bench-" + strconv.FormatInt(time.Now().UnixMilli(), 36),
 		Followers:  c.Followers, Collections: c.Collections, ConnectRate: c.ConnectRate, Rate: c.Rate, Writers: c.Writers, Batch: c.Batch,
-		Payload: c.Payload, Duration: c.Duration, Storm: c.Storm, Replay: c.Replay, PID: c.PID,
+		Payload: c.Payload, Duration: c.Duration, Rows: c.Rows, Laggards: c.Laggards,
+		Storm: c.Storm, Restart: c.Restart, Replay: c.Replay, ReplayBy: c.ReplayBy, PID: c.PID,
 	}
 	if c.FlatOut {
 		o.Rate = 0
@@ -124,6 +134,9 @@ func printReport(std stdio, r *load.Report) error {
 	if r.StormS > 0 {
 		line("storm", "all caught up after %.0f ms", r.StormS*1000)
 	}
+	if r.RestartS > 0 {
+		line("restart", "all live again %.2f s after it was begun", r.RestartS)
+	}
 	if r.ReplayRowsS > 0 {
 		line("replay", "%.0f rows a second, %.0f MB/s", r.ReplayRowsS, r.ReplayMBS)
 	}
@@ -131,6 +144,9 @@ func printReport(std stdio, r *load.Report) error {
 		if r.Followers > 0 {
 			line("server, CPU", "%.2f µs a delivery, %.0f µs a change, %.2f cores", s.CPUPerDeliveryUS, s.CPUPerChangeUS, s.Cores)
 			line("server, memory", "%.1f MB before, %.1f MB with followers (%.1f KB each), %.1f MB at the end", mb(s.RSSBefore), mb(s.RSSIdle), float64(s.PerFollower)/1e3, mb(s.RSSEnd))
+			if s.RSSRestart > 0 {
+				line("", "%.1f MB at most since the restart", mb(s.RSSRestart))
+			}
 		} else {
 			line("server, CPU", "%.0f µs a change, %.2f cores", s.CPUPerChangeUS, s.Cores)
 			line("server, memory", "%.1f MB before, %.1f MB at the end", mb(s.RSSBefore), mb(s.RSSEnd))

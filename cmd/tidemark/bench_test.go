@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -79,6 +80,10 @@ func BenchmarkWrite(b *testing.B) {
 		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
 			h, stop := openHub(b, b.TempDir(), hub.Options{Limits: noLimits})
 			defer stop()
+			keys, values := make([]string, 10_000), make([][]byte, 10_000)
+			for i := range keys {
+				keys[i], values[i] = fmt.Sprint(i), value(i) // what making them takes is not the hub's
+			}
 			var n atomic.Int64
 			b.ResetTimer()
 			var all sync.WaitGroup
@@ -90,7 +95,7 @@ func BenchmarkWrite(b *testing.B) {
 							return
 						}
 						_, err := h.Write(b.Context(), hub.Everything, hub.Request{Tenant: "acme", Atomic: true, Writes: []hub.Write{
-							{Collection: "todos", Op: "put", Key: fmt.Sprint(i % 10_000), Value: value(i)}}})
+							{Collection: "todos", Op: "put", Key: keys[i%len(keys)], Value: values[i%len(keys)]}}})
 						if err != nil {
 							b.Error(err)
 							return
@@ -333,6 +338,51 @@ func TestBenchGetsAndChecksAllThatIsWritten(t *testing.T) {
 	for _, wrong := range [][]string{{"--followers", "-1"}, {"--rate", "0"}, {"--collections", "0"}, {"--duration", "0s"}, {"--transport", "pigeon"}, {"--batch", "100000"}} {
 		if _, errs, code := command(t, append([]string{"bench", "--url", "http://" + addr}, wrong...)...); code != 2 || errs == "" {
 			t.Errorf("%v: exit code %d\n%s", wrong, code, errs)
+		}
+	}
+}
+
+// TestBenchFollowersComeBackAfterAKill: those who follow get each change once, also where the server is
+// killed between; and what is left out on purpose (rows from before, who reads too slowly) does not count.
+func TestBenchFollowersComeBackAfterAKill(t *testing.T) {
+	addr, data := freePort(t), t.TempDir()
+	p := serve(t, addr, data, "--admin-listen", "off")
+	for _, tr := range []string{"sse", "websocket", "poll"} {
+		here := t.TempDir()
+		asked, done := filepath.Join(here, "asked"), filepath.Join(here, "done")
+		ctx, cancel := context.WithCancel(t.Context())
+		var restart sync.WaitGroup
+		restart.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := os.Stat(asked); err == nil {
+					p.kill()
+					p = serve(t, addr, data, "--admin-listen", "off")
+					_ = os.WriteFile(done, nil, 0o600)
+					return
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+		out, errs, code := command(t, "bench", "--json", "--url", "http://"+addr, "--transport", tr, "--followers", "20", "--laggards", "1",
+			"--rate", "100", "--duration", "500ms", "--rows", "2000", "--replay", "1000", "--replay-by", "3",
+			"--restart", fmt.Sprintf("touch %s; while ! [ -e %s ]; do sleep 0.01; done", asked, done))
+		cancel()
+		restart.Wait()
+		var r struct {
+			Changes, Deliveries, Gaps, Doubles, Disorder, Reconnects, Resets int
+			RestartS                                                         float64 `json:"restart_s"`
+			Server                                                           struct {
+				Most int64 `json:"rss_restart"`
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 {
+			t.Fatalf("over %s: exit code %d, %v\n%s\n%s", tr, code, err, out, errs)
+		}
+		if r.Deliveries != r.Changes*19 || r.Gaps+r.Doubles+r.Disorder != 0 || r.Reconnects < 19 || r.Resets != 0 || r.RestartS <= 0 {
+			t.Errorf("over %s: %+v", tr, r)
+		}
+		if runtime.GOOS == "linux" && r.Server.Most < 1<<20 {
+			t.Errorf("over %s: nothing of the server's memory: %s", tr, out)
 		}
 	}
 }
