@@ -23,8 +23,8 @@ type link struct {
 	early []byte        // owned by Read: what came with the handshake
 	read  *bufio.Reader // the library's
 
-	rest []byte // owned by who calls attempt: what it has left
-	torn bool   // and in the middle of a frame
+	rest []byte // owned by who calls attempt: what it has left; at first, the answer to the handshake
+	torn bool   // and in the middle of a frame, or of that answer, with the turn
 
 	turn chan struct{}          // room for one: who writes a frame
 	over bool                   // owned by who has the turn: nothing may follow a close frame (RFC 6455, 5.5.1)
@@ -85,6 +85,17 @@ func (l *link) send(frames []byte) error {
 // attempt writes what the socket takes at once; false: there is a rest, which writeRest writes.
 // It keeps the turn where a frame is torn, so that nothing gets in between.
 func (l *link) attempt(a *attempt, raw syscall.RawConn, frames []byte) bool {
+	if l.torn { // nothing was written yet
+		l.rest = append(l.rest, frames...)
+		if l.rest = a.write(raw, l.rest); len(l.rest) > 0 {
+			l.rest = slices.Clone(l.rest)
+			return false
+		}
+		l.rest, l.torn = nil, false
+		<-l.turn
+		l.answerPing()
+		return true
+	}
 	select {
 	case l.turn <- struct{}{}:
 	default:
@@ -144,9 +155,18 @@ func (l *link) answerPing() {
 
 // hijacker hands the library a link in place of the connection, with buffers of the
 // size that it still needs: it reads requests, and writes close frames.
+// The answer to the handshake is left to the link, which writes it with the first messages.
 type hijacker struct {
 	http.ResponseWriter
-	link *link // once it was asked for
+	switches bool
+	link     *link // once it was asked for
+}
+
+// WriteHeader is http.ResponseWriter's.
+func (h *hijacker) WriteHeader(status int) {
+	if h.switches = status == http.StatusSwitchingProtocols; !h.switches {
+		h.ResponseWriter.WriteHeader(status)
+	}
 }
 
 // Hijack is http.Hijacker's.
@@ -156,7 +176,11 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1)}
+	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1), torn: true}
+	h.link.turn <- struct{}{} // no pong, and no close frame, before the answer
+	if h.switches {
+		h.link.rest = append(appendFields([]byte("HTTP/1.1 101 Switching Protocols\r\n"), h.Header()), "\r\n"...)
+	}
 	h.link.read = bufio.NewReaderSize(h.link, 128)
 	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 136)), nil
 }

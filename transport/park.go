@@ -17,6 +17,7 @@ type memo struct {
 	framing  messages
 	lines    shared
 	tag      string // of lines
+	first    []byte // the memory of what goes out with what stands before it
 }
 
 func memoOf(desk *hub.Desk) *memo {
@@ -35,24 +36,25 @@ type shared struct {
 	items    []feed.Item
 	cursor   feed.Cursor
 	announce bool
+	tick     bool
 	buf      []byte // the memory of frames
 	frames   []byte
 }
 
 // is tells whether the batch is the one that the frames were made of.
 func (m *shared) is(b *feed.Batch) bool {
-	return m.common && common(b) && b.Announce == m.announce && b.Cursor == m.cursor && slices.Equal(b.Items, m.items)
+	return m.common && common(b) && b.Announce == m.announce && b.Tick == m.tick && b.Cursor == m.cursor && slices.Equal(b.Items, m.items)
 }
 
 // common tells whether a batch holds nothing that only one session gets.
-func common(b *feed.Batch) bool { return len(b.Replies)+len(b.Resets) == 0 && !b.Tick }
+func common(b *feed.Batch) bool { return len(b.Replies)+len(b.Resets) == 0 }
 
 // keep remembers what was made of a batch, in buf. The items' frames are held until another
 // batch comes: at most one batch for each attendant.
 func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
 	clear(m.items)
 	m.items = append(m.items[:0], b.Items...)
-	m.common, m.cursor, m.announce, m.buf, m.frames = common(b), b.Cursor, b.Announce, buf, frames
+	m.common, m.cursor, m.announce, m.tick, m.buf, m.frames = common(b), b.Cursor, b.Announce, b.Tick, buf, frames
 }
 
 // attempt writes what a socket takes at once.

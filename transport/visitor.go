@@ -154,7 +154,9 @@ func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *
 	if v.watched != 0 {
 		session.Park(v)
 	}
-	go v.serve()
+	if !session.Await() {
+		go v.serve()
+	}
 	return true
 }
 

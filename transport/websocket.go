@@ -113,9 +113,11 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	})
 	k.silent.Stop()
 	s.streams.add()
-	k.link.rest = messageOf(open.Append(nil))
+	k.link.rest = append(k.link.rest, messageOf(open.Append(nil))...)
 	k.watch()
-	go k.lane()
+	if !session.Await() {
+		go k.lane()
+	}
 	return nil
 }
 

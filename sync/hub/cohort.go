@@ -42,7 +42,7 @@ func (a *attendant) join(s *Session) {
 	if u == nil {
 		return
 	}
-	key := cohortKey{u.view, s.opts.Heartbeat}
+	key := cohortKey{u.view, s.heartbeat}
 	c := a.cohorts[key]
 	if c == nil || len(c.members) == cohortMost {
 		c = a.newCohort(key, s, u)
@@ -56,7 +56,7 @@ func (a *attendant) join(s *Session) {
 
 // alone is a session's only subscription, if it may be one of a cohort. It needs mu.
 func (s *Session) alone() *sub {
-	if len(s.subs) != 1 || s.place.cohort != nil || s.place.stands || !s.live || !s.held || s.ended != nil || s.closed || len(s.replies) > 0 || s.grant.Check != nil || s.opts.Limit != batchItems {
+	if len(s.subs) != 1 || s.place.cohort != nil || s.place.stands || !s.live || !s.held || s.ended != nil || s.closed || len(s.replies) > 0 || s.grant.Check != nil || s.tick > 0 || s.limit != batchItems {
 		return nil
 	}
 	if u := s.subs[0]; u.sieve == nil && u.reason == "" && !u.fresh {
@@ -97,8 +97,8 @@ func (c *cohort) enter(s *Session, u *sub) bool {
 func (a *attendant) newCohort(key cohortKey, s *Session, u *sub) *cohort {
 	c := &cohort{attendant: a, key: key, at: u.pos, sent: s.sent, live: true}
 	c.s = &Session{
-		hub: s.hub, tenant: s.tenant, opts: SessionOptions{Heartbeat: key.heartbeat, Limit: batchItems},
-		sent: s.sent, ticked: true, held: true, live: true, subs: []*sub{{view: u.view, pos: u.pos}},
+		hub: s.hub, tenant: s.tenant, heartbeat: key.heartbeat, limit: batchItems,
+		sent: s.sent, held: true, live: true, subs: []*sub{{view: u.view, pos: u.pos}},
 	}
 	c.s.place = place{attendant: a, parked: c, taken: true, stands: true}
 	u.view.add(c.s)

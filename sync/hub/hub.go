@@ -81,6 +81,7 @@ type Hub struct {
 	// Static after construction.
 	log   feed.Log
 	opts  Options
+	began time.Time
 	state *state
 	queue chan *Pending
 	door  chan func()   // what inWriter runs
@@ -130,7 +131,7 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 		return nil, err
 	}
 	h := &Hub{
-		log: log, opts: opts, fences: fences, state: newState(log.Epoch()),
+		log: log, opts: opts, began: time.Now(), fences: fences, state: newState(log.Epoch()),
 		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
 		sessions: make(map[*Session]struct{}),
 	}

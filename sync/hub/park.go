@@ -59,7 +59,6 @@ const mostInARow = 8
 // attendant looks after a part of the parked sessions.
 type attendant struct {
 	hub    *Hub
-	began  time.Time
 	desk   Desk
 	signal chan struct{} // room for one: calls has something, or arrived
 
@@ -87,7 +86,7 @@ type place struct {
 	leave  bool        // guarded by mu: it was asked to leave
 
 	// Owned by the attendant while taken.
-	at      time.Duration // when it is due, since its attendant began
+	at      time.Duration // when it is due, since its hub began
 	index   int32         // in due, plus 1; 0: it is not there
 	seat    int32         // its place among the members of cohort
 	served  bool          // it is being served
@@ -155,7 +154,7 @@ func (a *attendant) wake() {
 // park parks a session that has nothing to send; false: it may not, or must look again.
 func (s *Session) park() bool {
 	p := &s.place
-	if p.parked == nil || !s.ticked {
+	if p.parked == nil {
 		return false
 	}
 	if p.attendant == nil {
@@ -170,11 +169,13 @@ func (s *Session) park() bool {
 		p.leave = false
 		return false
 	}
-	select {
-	case <-s.wake:
-		s.wake <- struct{}{} // for the wait that follows
-		return false
-	default:
+	if s.lane != nil {
+		select {
+		case <-s.wake:
+			s.wake <- struct{}{} // for the wait that follows
+			return false
+		default:
+		}
 	}
 	a := p.attendant
 	a.mu.Lock()
@@ -182,7 +183,9 @@ func (s *Session) park() bool {
 	if a.over {
 		return false
 	}
-	s.exit()
+	if s.lane != nil {
+		s.exit()
+	}
 	p.taken = true
 	a.arrived = append(a.arrived, s)
 	if due.Before(a.sleeps) || a.sleeps.IsZero() {
@@ -225,7 +228,7 @@ func (s *Session) idle() bool {
 func (k *parking) assign(h *Hub) *attendant {
 	k.start.Do(func() {
 		for range runtime.GOMAXPROCS(0) {
-			a := &attendant{hub: h, began: time.Now(), signal: make(chan struct{}, 1)}
+			a := &attendant{hub: h, signal: make(chan struct{}, 1)}
 			k.attendants = append(k.attendants, a)
 			k.running.Go(func() { a.run(k.over) })
 		}
@@ -264,14 +267,14 @@ func (a *attendant) run(over <-chan struct{}) {
 		}
 		clear(calls)
 		a.work = calls[:0]
-		for now = time.Now(); len(a.due) > 0 && a.due[0].place.at <= now.Sub(a.began); {
+		for now = time.Now(); len(a.due) > 0 && a.due[0].place.at <= now.Sub(a.hub.began); {
 			a.serve(a.due[0])
 		}
 		timer.Stop()
 		if len(a.due) > 0 {
-			timer.Reset(a.due[0].place.at - now.Sub(a.began))
+			timer.Reset(a.due[0].place.at - now.Sub(a.hub.began))
 			a.mu.Lock()
-			a.sleeps = a.began.Add(a.due[0].place.at)
+			a.sleeps = a.hub.began.Add(a.due[0].place.at)
 			a.mu.Unlock()
 		}
 		select {
@@ -307,6 +310,9 @@ func (a *attendant) arm(s *Session, now time.Time) { a.armAt(s, s.dueAt(now)) }
 // dueAt is when a session is due.
 func (s *Session) dueAt(now time.Time) time.Time {
 	at := s.sent.Add(s.quiet())
+	if tick := s.hub.began.Add(s.tick); s.tick > 0 && tick.Before(at) {
+		at = tick
+	}
 	if until := now.Add(s.until(now)); until.Before(at) {
 		at = until
 	}
@@ -318,7 +324,7 @@ func (s *Session) dueAt(now time.Time) time.Time {
 
 func (a *attendant) armAt(s *Session, at time.Time) {
 	p := &s.place
-	if p.at = at.Sub(a.began); p.index == 0 {
+	if p.at = at.Sub(a.hub.began); p.index == 0 {
 		heap.Push(&a.due, s)
 	} else {
 		heap.Fix(&a.due, int(p.index-1))
@@ -371,12 +377,16 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	if s.mustAsk(now) {
 		return false // it may take its time
 	}
+	first := !s.held
 	b, err := s.take()
 	if b == nil && err == nil && now.Sub(s.sent) >= s.quiet() {
 		s.silent()
 		b, err = s.take()
 	}
-	renewed := false
+	if err == nil {
+		b = s.ticked(b, now)
+	}
+	renewed := first && s.held
 	for n := 0; b != nil && err == nil; n++ {
 		s.sent = now
 		renewed = renewed || len(b.Replies) > 0
@@ -395,8 +405,8 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 		return false // Next says it again
 	}
 	// One that is due too early is looked at then, and so costs nothing for each change; but
-	// a reply may say that it has another grant.
-	if p := &s.place; p.at <= now.Sub(a.began) || renewed {
+	// a reply may say that it has another grant, and one that had nothing yet was due at once.
+	if p := &s.place; p.at <= now.Sub(a.hub.began) || renewed {
 		a.arm(s, now)
 	}
 	return true
@@ -431,7 +441,7 @@ func (a *attendant) leave(s *Session) {
 
 // mustAsk tells whether the grant must be asked for.
 func (s *Session) mustAsk(now time.Time) bool {
-	return now.Sub(s.asked) >= s.opts.Heartbeat && s.Grant().Check != nil
+	return now.Sub(s.asked) >= s.heartbeat && s.Grant().Check != nil
 }
 
 // silent has take say live again.

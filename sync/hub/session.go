@@ -46,18 +46,20 @@ type Session struct {
 	ID     string
 	hub    *Hub
 	tenant *tenant
-	opts   SessionOptions
+
+	heartbeat, hold time.Duration // as SessionOptions has them
+	limit           int
 
 	place place // where it is parked
 
 	followed int // guarded by Hub.mu: what it counts for at its tenant
 
 	// Owned by the caller of Next, or by the attendant while it is parked.
-	*lane            // nil while it is parked and nobody serves it; changed with place.mu where it is not
-	sent   time.Time // when the last batch was handed out
-	asked  time.Time // when the grant's Check was
-	ticked bool      // or no tick was asked for
-	held   bool      // the first batch was given, or need not be held any more
+	*lane               // nil before Next, and while it is parked and nobody serves it; changed with place.mu
+	sent  time.Time     // when the last batch was handed out
+	asked time.Time     // when the grant's Check was
+	tick  time.Duration // when its tick is due, since its hub began; 0: none is any more
+	held  bool          // the first batch was given, or need not be held any more
 
 	mu      sync.Mutex
 	grant   Grant    // guarded by mu
@@ -75,9 +77,8 @@ type lane struct {
 	heap  []reader
 
 	// Of those that Next is called for.
-	wake   chan struct{} // room for one: look again
-	timer  *time.Timer   // nil before the first wait
-	opened time.Time
+	wake  chan struct{} // room for one: look again
+	timer *time.Timer   // nil before the first wait
 }
 
 // enter gives a session a lane for Next. Whatever it was to look at before, it looks at now.
@@ -133,10 +134,14 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 	}
 	var id [8]byte
 	rand.Read(id[:])
-	s := &Session{ID: hex.EncodeToString(id[:]), hub: h, grant: g, opts: opts, ticked: !opts.Tick}
-	s.enter()
-	s.opened = time.Now()
-	s.sent, s.asked = s.opened, s.opened
+	now := time.Now()
+	s := &Session{
+		ID: hex.EncodeToString(id[:]), hub: h, grant: g, heartbeat: opts.Heartbeat, hold: opts.Hold, limit: opts.Limit,
+		sent: now, asked: now,
+	}
+	if opts.Tick {
+		s.tick = now.Sub(h.began) + tickAfter
+	}
 	if err := s.check(g, tenant, starts); err != nil {
 		return nil, err
 	}
@@ -369,15 +374,7 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !s.ticked && now.Sub(s.opened) >= tickAfter {
-			s.ticked = true
-			if b == nil {
-				b = &s.batch // as take left it, with nothing to say
-				b.Announce = false
-			}
-			b.Tick = true
-		}
-		if b != nil {
+		if b = s.ticked(b, now); b != nil {
 			s.sent = now
 			return b, nil
 		}
@@ -387,8 +384,10 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 		s.rest()
 		wait := s.quiet() - now.Sub(s.sent)
 		due := true // at the end of wait, live is due again
-		if !s.ticked && tickAfter-now.Sub(s.opened) < wait {
-			wait, due = tickAfter-now.Sub(s.opened), false
+		if s.tick > 0 {
+			if until := s.tick - now.Sub(s.hub.began); until < wait {
+				wait, due = until, false
+			}
 		}
 		if until := s.until(now); until < wait {
 			wait, due = until, false
@@ -413,12 +412,26 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	}
 }
 
+// ticked is what take returned, with the tick if that is due.
+func (s *Session) ticked(b *feed.Batch, now time.Time) *feed.Batch {
+	if s.tick == 0 || now.Sub(s.hub.began) < s.tick {
+		return b
+	}
+	s.tick = 0
+	if b == nil {
+		b = &s.batch // as take left it, with nothing to say
+		b.Announce = false
+	}
+	b.Tick = true
+	return b
+}
+
 // quiet is how long after the last batch a session that is live says so.
 func (s *Session) quiet() time.Duration {
 	if !s.held {
-		return s.opts.Hold
+		return s.hold
 	}
-	return s.opts.Heartbeat
+	return s.heartbeat
 }
 
 // until is how long nothing need be looked at for the grant's sake: it ends, or must be
@@ -431,7 +444,7 @@ func (s *Session) until(now time.Time) time.Duration {
 		until = s.grant.Expires.Sub(now)
 	}
 	if s.grant.Check != nil {
-		until = min(until, s.opts.Heartbeat-now.Sub(s.asked))
+		until = min(until, s.heartbeat-now.Sub(s.asked))
 	}
 	return max(until, 0)
 }
@@ -485,7 +498,7 @@ func (s *Session) take() (*feed.Batch, error) {
 			return nil, nil // the next look says so
 		}
 	}
-	if b.Announce && !s.held && s.opts.Hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
+	if b.Announce && !s.held && s.hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
 		return nil, nil
 	}
 	s.live = b.Live
@@ -645,7 +658,7 @@ func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 	var last, over feed.Seq // where the transaction of the last item ends, and that of the last change
 	for len(h) > 0 {
 		c := h[0].next
-		if over != c.Last() && (len(b.Items) >= s.opts.Limit || size >= most || hidden >= batchHidden) {
+		if over != c.Last() && (len(b.Items) >= s.limit || size >= most || hidden >= batchHidden) {
 			return upTo, false
 		}
 		if news := h[0].news(last); news != nil {
