@@ -84,30 +84,24 @@ func (l *link) send(frames []byte) error {
 
 // attempt writes what the socket takes at once; false: there is a rest, which writeRest writes.
 // It keeps the turn where a frame is torn, so that nothing gets in between.
-func (l *link) attempt(a *attempt, raw syscall.RawConn, frames []byte) bool {
+func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte) bool {
 	if l.torn { // nothing was written yet
-		l.rest = append(l.rest, frames...)
-		if l.rest = a.write(raw, l.rest); len(l.rest) > 0 {
-			l.rest = slices.Clone(l.rest)
+		frames = m.after(l.rest, frames)
+		l.rest, l.torn = nil, false
+	} else {
+		select {
+		case l.turn <- struct{}{}:
+		default:
+			l.rest = slices.Clone(frames)
 			return false
 		}
-		l.rest, l.torn = nil, false
-		<-l.turn
-		l.answerPing()
-		return true
-	}
-	select {
-	case l.turn <- struct{}{}:
-	default:
-		l.rest = slices.Clone(frames)
-		return false
 	}
 	if l.over {
 		<-l.turn
 		l.rest = slices.Clone(frames) // which writeRest refuses
 		return false
 	}
-	left := a.write(raw, frames)
+	left := m.attempt.write(raw, frames)
 	if len(left) > 0 {
 		l.rest, l.torn = slices.Clone(left), true
 		return false

@@ -17,7 +17,7 @@ type memo struct {
 	framing  messages
 	lines    shared
 	tag      string // of lines
-	first    []byte // the memory of what goes out with what stands before it
+	joined   []byte // the memory of after
 }
 
 func memoOf(desk *hub.Desk) *memo {
@@ -28,6 +28,12 @@ func memoOf(desk *hub.Desk) *memo {
 		desk.Memo = m
 	}
 	return m
+}
+
+// after is frames with what goes out before them. It is valid until the next call.
+func (m *memo) after(before, frames []byte) []byte {
+	m.joined = append(append(m.joined[:0], before...), frames...)
+	return m.joined
 }
 
 // shared is a batch with what was made of it.

@@ -293,8 +293,7 @@ func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	}
 	frames := unchunk(m.events.frames, k.chunked)
 	if len(k.left) > 0 {
-		m.first = append(append(m.first[:0], k.left...), frames...)
-		frames = m.first
+		frames = m.after(k.left, frames)
 	}
 	left := m.attempt.write(k.raw, frames)
 	k.left = slices.Clone(left)

@@ -262,7 +262,7 @@ func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	if ping {
 		frames = appendHeader(frames, opPing, 0)
 	}
-	took := k.link.attempt(&m.attempt, k.raw, frames)
+	took := k.link.attempt(m, k.raw, frames)
 	if ping {
 		k.silent.Reset(stalled)
 	}
