@@ -114,6 +114,7 @@ func run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
+	collectEarly()
 	who, err := c.settle(ctx)
 	if err != nil {
 		return err
