@@ -246,6 +246,9 @@ func (v *verifier) run(ctx context.Context, dir string) error {
 			if v.cold {
 				uncache(f)
 			}
+			if info, serr := f.Stat(); serr == nil { // else it is grown, and copied, up to twice its size
+				buf.Grow(int(min(info.Size(), 8<<20)) + bytes.MinRead)
+			}
 			_, err = buf.ReadFrom(f)
 			f.Close()
 		}
