@@ -56,7 +56,7 @@ func (a *attendant) join(s *Session) {
 
 // alone is a session's only subscription, if it may be one of a cohort. It needs mu.
 func (s *Session) alone() *sub {
-	if len(s.subs) != 1 || s.place.cohort != nil || s.place.stands || !s.live || !s.held || s.ended != nil || s.closed || len(s.replies) > 0 || s.grant.Check != nil || s.tick > 0 || s.limit != batchItems {
+	if len(s.subs) != 1 || s.place.cohort != nil || s.place.stands || !s.live || !s.held || s.ended != nil || s.closed || len(s.replies) > 0 || s.grant.Check != nil || s.tick != 0 || s.limit != batchItems {
 		return nil
 	}
 	if u := s.subs[0]; u.sieve == nil && u.reason == "" && !u.fresh {

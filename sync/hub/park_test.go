@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -26,12 +27,32 @@ type seat struct {
 	lives   int
 	batches int // batches that came while it was parked
 	leaves  int
-	full    bool // it takes nothing
+	ticks   []time.Time
+	full    bool          // it takes nothing
+	pause   time.Duration // it takes so long to take something
 	ended   *hub.Ended
 	at      time.Time // when it ended
 }
 
 func sit(t *testing.T, h *hub.Hub, g hub.Grant, opts hub.SessionOptions) *seat {
+	t.Helper()
+	x := seatOf(t, h, g, opts)
+	go x.lane()
+	return x
+}
+
+// await is sit without Next.
+func await(t *testing.T, h *hub.Hub, pause time.Duration) *seat {
+	t.Helper()
+	x := seatOf(t, h, hub.Everything, hub.SessionOptions{Tick: true})
+	x.pause = pause
+	if !x.s.Await() {
+		t.Fatal("a new session was not parked")
+	}
+	return x
+}
+
+func seatOf(t *testing.T, h *hub.Hub, g hub.Grant, opts hub.SessionOptions) *seat {
 	t.Helper()
 	s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, opts)
 	if err != nil {
@@ -39,7 +60,6 @@ func sit(t *testing.T, h *hub.Hub, g hub.Grant, opts hub.SessionOptions) *seat {
 	}
 	x := &seat{t: t, s: s}
 	s.Park(x)
-	go x.lane()
 	t.Cleanup(func() { h.Drain(t.Context()); synctest.Wait() })
 	return x
 }
@@ -51,6 +71,9 @@ func (x *seat) take(b *feed.Batch) {
 	if b.Announce {
 		x.lives++
 	}
+	if b.Tick {
+		x.ticks = append(x.ticks, time.Now())
+	}
 }
 
 // told is how often it was told that it is live.
@@ -58,6 +81,13 @@ func (x *seat) told() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.lives
+}
+
+// ticked is how often it was given a tick.
+func (x *seat) ticked() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.ticks)
 }
 
 func (x *seat) lane() {
@@ -82,6 +112,7 @@ func (x *seat) lane() {
 func (x *seat) Deliver(b *feed.Batch, _ *hub.Desk) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	time.Sleep(x.pause)
 	x.batches++
 	x.take(b) // what does not fit now is the receiver's all the same
 	return !x.full
@@ -128,6 +159,49 @@ func TestAParkedSessionGetsWhatIsWrittenOnceAndInOrder(t *testing.T) {
 		}
 		if x.batches < 5 || x.leaves == 0 {
 			t.Errorf("%d batches came while it was parked, and it left %d times", x.batches, x.leaves)
+		}
+	})
+}
+
+func TestAStreamThatIsParkedFromItsBeginningIsShownTheRowsAtOnceAndTicksAfterThem(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		write(t, h, put("todos", "0", `{}`))
+		x := await(t, h, 0)
+		synctest.Wait()
+		first := time.Now()
+		if !slices.Equal(x.got, []feed.Seq{1}) || x.lives != 1 || len(x.ticks) != 0 {
+			t.Fatalf("at first it got %d, was told %d times that it is live, and ticked %d times", x.got, x.lives, len(x.ticks))
+		}
+		for i := range 10 { // what comes meanwhile neither brings the tick nor puts it off
+			time.Sleep(70 * time.Millisecond)
+			write(t, h, put("todos", "0", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(x.ticks) != 1 || x.ticks[0].Sub(first) != 300*time.Millisecond || x.leaves != 0 || len(x.got) != 11 {
+			t.Errorf("it ticked %v after %v, left %d times and got %d", x.ticks, first, x.leaves, x.got)
+		}
+	})
+}
+
+// TestTheTickIsASecondWriteHoweverLateTheFirstIs: else a proxy that lets only one write through
+// would pass for one that lets all through.
+func TestTheTickIsASecondWriteHoweverLateTheFirstIs(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		const busy = time.Second
+		for range runtime.GOMAXPROCS(0) { // as many attendants
+			await(t, h, busy)
+		}
+		x := await(t, h, 0)
+		time.Sleep(busy + 250*time.Millisecond)
+		synctest.Wait()
+		if lives, ticks := x.told(), x.ticked(); lives != 1 || ticks != 0 {
+			t.Fatalf("behind others it was told %d times that it is live, and ticked %d times", lives, ticks)
+		}
+		time.Sleep(2 * busy)
+		synctest.Wait()
+		if ticks := x.ticked(); ticks != 1 {
+			t.Errorf("it ticked %d times", ticks)
 		}
 	})
 }

@@ -21,7 +21,7 @@ type SessionOptions struct {
 	// Hold is how long the first batch is held back where it would say nothing but
 	// live: a long poll. Default 0: not at all.
 	Hold time.Duration
-	// Tick asks for one batch with Tick, 300 ms after the start.
+	// Tick asks for one batch with Tick, 300 ms after the first one.
 	Tick bool
 	// Limit is about how many items a batch has: a transaction is not split.
 	// Default, and most, 1000.
@@ -30,6 +30,7 @@ type SessionOptions struct {
 
 const (
 	tickAfter  = 300 * time.Millisecond
+	tickLater  = -1
 	batchItems = 1000
 	// batchHidden is how many changes out of sight a session goes over in one go: whoever
 	// writes waits meanwhile.
@@ -58,7 +59,7 @@ type Session struct {
 	*lane               // nil before Next, and while it is parked and nobody serves it; changed with place.mu
 	sent  time.Time     // when the last batch was handed out
 	asked time.Time     // when the grant's Check was
-	tick  time.Duration // when its tick is due, since its hub began; 0: none is any more
+	tick  time.Duration // when its tick is due, since its hub began; 0: none is any more; tickLater: after the first batch
 	held  bool          // the first batch was given, or need not be held any more
 
 	mu      sync.Mutex
@@ -140,7 +141,7 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 		sent: now, asked: now,
 	}
 	if opts.Tick {
-		s.tick = now.Sub(h.began) + tickAfter
+		s.tick = tickLater
 	}
 	if err := s.check(g, tenant, starts); err != nil {
 		return nil, err
@@ -412,9 +413,14 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	}
 }
 
-// ticked is what take returned, with the tick if that is due.
+// ticked is what take returned, with the tick if that is due: never in one write with what came
+// first, since it is to show that a second write gets through.
 func (s *Session) ticked(b *feed.Batch, now time.Time) *feed.Batch {
-	if s.tick == 0 || now.Sub(s.hub.began) < s.tick {
+	since := now.Sub(s.hub.began)
+	if s.tick == tickLater && b != nil {
+		s.tick = since + tickAfter
+	}
+	if s.tick <= 0 || since < s.tick {
 		return b
 	}
 	s.tick = 0
