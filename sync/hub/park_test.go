@@ -28,8 +28,9 @@ type seat struct {
 	batches int // batches that came while it was parked
 	leaves  int
 	ticks   []time.Time
+	replies int
 	full    bool          // it takes nothing
-	pause   time.Duration // it takes so long to take something
+	pause   time.Duration // it takes so long to take what comes first
 	ended   *hub.Ended
 	at      time.Time // when it ended
 }
@@ -68,6 +69,7 @@ func (x *seat) take(b *feed.Batch) {
 	for _, i := range b.Items {
 		x.got = append(x.got, i.Seq)
 	}
+	x.replies += len(b.Replies)
 	if b.Announce {
 		x.lives++
 	}
@@ -113,6 +115,7 @@ func (x *seat) Deliver(b *feed.Batch, _ *hub.Desk) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	time.Sleep(x.pause)
+	x.pause = 0
 	x.batches++
 	x.take(b) // what does not fit now is the receiver's all the same
 	return !x.full
@@ -174,7 +177,7 @@ func TestAStreamThatIsParkedFromItsBeginningIsShownTheRowsAtOnceAndTicksAfterThe
 		}
 		for i := range 10 { // what comes meanwhile neither brings the tick nor puts it off
 			time.Sleep(70 * time.Millisecond)
-			write(t, h, put("todos", "0", fmt.Sprint(i)))
+			write(t, h, put("todos", "0", fmt.Sprintf(`{"n":%d}`, i)))
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -204,6 +207,47 @@ func TestTheTickIsASecondWriteHoweverLateTheFirstIs(t *testing.T) {
 			t.Errorf("it ticked %d times", ticks)
 		}
 	})
+}
+
+// TestManyRowsOutOfSightAreGoneOverByNobodyWhomOthersWaitFor: else one who begins with a filter, or where
+// many rows were removed, holds up all who are live.
+func TestManyRowsOutOfSightAreGoneOverByNobodyWhomOthersWaitFor(t *testing.T) {
+	const rows = 20_000
+	for name, c := range map[string]struct {
+		grant   hub.Grant
+		removed bool
+	}{
+		"hidden by a filter": {of("me"), false},
+		"removed":            {hub.Everything, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inParking(t, func(t *testing.T, h *hub.Hub) {
+				for from := 0; from < rows; from += 500 {
+					var puts, then []hub.Write
+					for i := from; i < from+500; i++ {
+						puts = append(puts, put("todos", fmt.Sprint(i), `{"owner":"her"}`))
+						if c.removed {
+							then = append(then, remove("todos", fmt.Sprint(i)))
+						}
+					}
+					write(t, h, puts...)
+					if len(then) > 0 {
+						write(t, h, then...)
+					}
+				}
+				last := write(t, h, put("todos", "mine", `{"owner":"me"}`))
+				x := seatOf(t, h, c.grant, hub.SessionOptions{})
+				x.s.Reply("answer")
+				if !x.s.Await() {
+					t.Fatal("a new session was not parked")
+				}
+				synctest.Wait()
+				if x.leaves != 1 || x.replies != 1 || x.told() != 1 || !slices.Equal(x.got, []feed.Seq{last.Cursor.Seq}) {
+					t.Errorf("it left %d times, was answered %d times, was told %d times that it is live, and got %d", x.leaves, x.replies, x.lives, x.got)
+				}
+			})
+		})
+	}
 }
 
 func TestAParkedSessionThatIsSlowLosesNothing(t *testing.T) {

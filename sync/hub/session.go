@@ -483,6 +483,9 @@ func (l *lane) rest() {
 	clear(l.heap[:cap(l.heap)])
 }
 
+// errFar is take's to who serves parked sessions.
+var errFar = errors.New("there is much out of sight to be gone over")
+
 // take returns what there is to send now, nil if that is nothing.
 func (s *Session) take() (*feed.Batch, error) {
 	b := &s.batch
@@ -500,9 +503,14 @@ func (s *Session) take() (*feed.Batch, error) {
 		return b, nil // it may hear what became of its requests, and see nothing more
 	}
 	for !s.gather(b) {
-		if s.grant.over(time.Now()) {
+		over := s.grant.over(time.Now())
+		if !over && !s.place.served {
+			continue
+		}
+		if s.replies = b.Replies; over {
 			return nil, nil // the next look says so
 		}
+		return nil, errFar // others wait for who serves it
 	}
 	if b.Announce && !s.held && s.hold > 0 && len(b.Items)+len(b.Resets)+len(b.Replies) == 0 {
 		return nil, nil
@@ -675,7 +683,7 @@ func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 			b.Items = append(b.Items, item)
 			size += item.Size()
 			last = c.Last()
-		} else if h[0].sub.sieve != nil {
+		} else {
 			hidden++
 		}
 		upTo, over = c.Seq(), c.Last()
