@@ -9,9 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // usage is what a process has used, and uses.
@@ -83,8 +82,8 @@ func serverOf(base *url.URL) int {
 
 // descriptors is how many files and sockets this process may have open.
 func descriptors() uint64 {
-	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
+	var r syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r) != nil {
 		return 1 << 63
 	}
 	return r.Cur
