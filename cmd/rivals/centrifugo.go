@@ -18,7 +18,7 @@ import (
 const centrifugoConf = `{
 	"http_server": {"address": %q, "port": "%d"},
 	"log": {"level": "error"},
-	"client": {"insecure": true},
+	"client": {"insecure": true, "recovery_max_publication_limit": 200000, "queue_max_size": 268435456},
 	"http_api": {"insecure": true},
 	"uni_sse": {"enabled": true},
 	"channel": {"without_namespace": {

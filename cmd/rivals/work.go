@@ -77,7 +77,7 @@ func works() []*work {
 		},
 		{
 			name: "replay", title: "One follower comes back after 100,000 changes", channels: 1, resumes: true, over: streams,
-			about:   "From its request until it has the last of them.",
+			about:   "From its request until it has the last of them. What has not come 3 s after the one before counts as lost.",
 			figures: []figure{{key: "replayed", title: "thousand changes a second", more: true}},
 			do:      replay,
 		},
