@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-var clockRounds = flag.Int("rounds.clock", 5, "how often the wall clock jumps")
+var clockRounds = flag.Int("rounds.clock", 4, "how often the wall clock jumps")
 
 // TestClock: the wall clock jumps by an hour, and a write that is sent again happens
 // twice, a row goes before its time, or a follower has to begin anew.

@@ -21,7 +21,7 @@ import (
 	"github.com/tidemark-sync/tidemark/cmd/faults/oracle"
 )
 
-var damageRounds = flag.Int("rounds.damage", 16, "how many damaged stores are opened")
+var damageRounds = flag.Int("rounds.damage", 10, "how many damaged stores are opened")
 
 // notData are files whose loss costs nothing: the lock and the socket are made anew, and
 // so is the secret, which keys nothing that is stored. A server may change them before

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var killRounds = flag.Int("rounds.kill", 12, "how often the server is killed")
+var killRounds = flag.Int("rounds.kill", 8, "how often the server is killed")
 
 // points are the places where the server can be told to kill itself.
 var points = []string{"decided", "appended", "applied", "checkpoint-begin", "checkpoint-saved", "trimmed", "append-published", "mark-written"}

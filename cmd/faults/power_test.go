@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-var powerRounds = flag.Int("rounds.power", 6, "how often the power is cut")
+var powerRounds = flag.Int("rounds.power", 4, "how often the power is cut")
 
 var errNotRoot = errors.New("only root may mount")
 
