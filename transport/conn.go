@@ -91,8 +91,10 @@ func (c *conn) Write(b []byte) (n int, err error) {
 
 // CloseWrite lets net/http end an answer to somebody who is still sending without a
 // reset, which would take the answer away from them.
-func (c *conn) CloseWrite() error {
-	half, ok := c.Conn.(interface{ CloseWrite() error })
+func (c *conn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	half, ok := c.(interface{ CloseWrite() error })
 	if !ok {
 		return errors.ErrUnsupported
 	}

@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"errors"
 	"net"
 	"net/http"
 	"sync"
@@ -91,10 +90,4 @@ type stays struct{ net.Addr }
 func (c *returned) NetConn() net.Conn { return c.Conn }
 
 // CloseWrite is as conn's.
-func (c *returned) CloseWrite() error {
-	half, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	return half.CloseWrite()
-}
+func (c *returned) CloseWrite() error { return closeWrite(c.Conn) }

@@ -367,10 +367,7 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	defer func() {
 		stays = a.saved(recover(), s) && stays
 		// What a batch held must not be held by the desk.
-		l := s.lane
-		clear(l.batch.Items[:cap(l.batch.Items)])
-		clear(l.heap[:cap(l.heap)])
-		l.batch = feed.Batch{Items: l.batch.Items[:0]}
+		s.lane.clear()
 		s.lane, s.place.served = nil, false
 	}()
 	now := time.Now()
@@ -386,10 +383,10 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	if err == nil {
 		b = s.ticked(b, now)
 	}
-	renewed := first && s.held
+	anew := first && s.held // it must be armed
 	for n := 0; b != nil && err == nil; n++ {
 		s.sent = now
-		renewed = renewed || len(b.Replies) > 0
+		anew = anew || len(b.Replies) > 0
 		if !a.give(s, b, d) {
 			return false
 		}
@@ -406,7 +403,7 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 	}
 	// One that is due too early is looked at then, and so costs nothing for each change; but
 	// a reply may say that it has another grant, and one that had nothing yet was due at once.
-	if p := &s.place; p.at <= now.Sub(a.hub.began) || renewed {
+	if p := &s.place; p.at <= now.Sub(a.hub.began) || anew {
 		a.arm(s, now)
 	}
 	return true

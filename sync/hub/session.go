@@ -100,7 +100,6 @@ func (s *Session) enter() {
 func (s *Session) exit() {
 	l := s.lane
 	l.rest()
-	l.batch = feed.Batch{Items: l.batch.Items[:0]}
 	if l.timer != nil {
 		l.timer.Stop()
 	}
@@ -416,11 +415,14 @@ func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 // ticked is what take returned, with the tick if that is due: never in one write with what came
 // first, since it is to show that a second write gets through.
 func (s *Session) ticked(b *feed.Batch, now time.Time) *feed.Batch {
+	if s.tick == 0 {
+		return b
+	}
 	since := now.Sub(s.hub.began)
 	if s.tick == tickLater && b != nil {
 		s.tick = since + tickAfter
 	}
-	if s.tick <= 0 || since < s.tick {
+	if s.tick == tickLater || since < s.tick {
 		return b
 	}
 	s.tick = 0
@@ -476,10 +478,16 @@ func (l *lane) rest() {
 	if cap(l.batch.Items) > 64 {
 		l.batch.Items = nil
 	}
-	clear(l.batch.Items[:cap(l.batch.Items)])
 	if cap(l.heap) > 64 {
 		l.heap = nil
 	}
+	l.clear()
+}
+
+// clear lets go of what the last batch held, but not of the memory that it lay in.
+func (l *lane) clear() {
+	clear(l.batch.Items[:cap(l.batch.Items)])
+	l.batch = feed.Batch{Items: l.batch.Items[:0]}
 	clear(l.heap[:cap(l.heap)])
 }
 
