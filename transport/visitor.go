@@ -601,8 +601,11 @@ func (v *visitor) send(b []byte) error {
 	})
 }
 
-// appendChunk appends a chunk, after the head.
+// appendChunk appends a chunk, after the head. Of nothing it makes none: it would end the answer.
 func (v *visitor) appendChunk(dst, b []byte) []byte {
+	if len(b) == 0 {
+		return dst
+	}
 	if !v.chunked {
 		dst = append(v.appendHead(dst), "Transfer-Encoding: chunked\r\n\r\n"...)
 		v.chunked = true

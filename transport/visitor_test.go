@@ -99,6 +99,25 @@ func (c *caller) settle() {
 	c.got = nil
 }
 
+func TestAnAnswerOfLargeRowsIsNotCutShortWhereARowEndsAPiece(t *testing.T) {
+	s := open(t, settings{})
+	c := s.caller()
+	c.settle()
+	const rows = 20 // more than an attendant hands out in a row
+	for i := range rows {
+		s.put(fmt.Sprint("large", i), fmt.Sprintf(`{"pad":%q}`, strings.Repeat("x", 40_000)))
+	}
+	c.send(c.poll(0))
+	if _, frames := c.answer(); types(frames) != "open"+strings.Repeat(" change", rows)+" live" {
+		t.Error(types(frames))
+	}
+	// And what comes next on the connection is the answer to the next poll.
+	c.send(c.poll(0))
+	if _, frames := c.answer(); types(frames) != "open live" {
+		t.Error(types(frames))
+	}
+}
+
 func TestAClientThatPollsOnLosesNothingWhateverElseItAsksInBetween(t *testing.T) {
 	s := open(t, settings{})
 	c := s.caller()
