@@ -360,6 +360,9 @@ func (l *Log) rewrite(ctx context.Context, save func(context.Context) error, suf
 				return err
 			}
 		}
+		if err := server.takeGroups(); err != nil {
+			return err
+		}
 		return save(ctx)
 	}()
 	server.stop()

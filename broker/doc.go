@@ -20,6 +20,9 @@
 // checkpoint is a run of messages of CHECKPOINT, the last of which, the commit, makes
 // it one; there is no checkpoint without its commit.
 //
+// A group goes to the stream's store directly (groups.go); all else goes through a
+// connection to the server, which is a pipe in memory.
+//
 // Both streams have limits retention and no limit, no age, no compression and one
 // replica, and the server syncs each write before it acknowledges it. No name that a
 // user chose becomes a subject.

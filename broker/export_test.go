@@ -15,7 +15,7 @@ func (l *Log) SetTimeout(d time.Duration) (restore func()) {
 	return func() { l.nats.Load().timeout = was }
 }
 
-// WithMaxStore bounds both streams together, in bytes.
+// WithMaxStore has no checkpoint taken while both streams together have so many bytes.
 func (o Options) WithMaxStore(n int64) Options {
 	o.maxStore = n
 	return o

@@ -46,7 +46,7 @@ type Options struct {
 	// not looked at. nil: what is trimmed is gone.
 	History *history.Options
 
-	maxStore int64 // bytes of both streams; for tests. 0: no limit but the disk's
+	maxStore int64 // bytes of both streams, beyond which no checkpoint is taken; for tests. 0: no limit but the disk's
 }
 
 func (o *Options) validate() error {
@@ -295,6 +295,9 @@ func (l *Log) check(ctx context.Context, ends uint64) error {
 			return err
 		}
 	}
+	if err := l.nats.Load().takeGroups(); err != nil {
+		return err
+	}
 	state, err := l.state(ctx)
 	if err != nil {
 		return err
@@ -362,7 +365,7 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 	if err := l.room(int64(len(group))); err != nil {
 		return 0, doing(n.certainly(err))
 	}
-	if err := n.publish(ctx, logStream, logSubject, sequence(after), group); err != nil {
+	if err := n.put(ctx, sequence(after), group); err != nil {
 		if errors.Is(err, feed.ErrUnknown) && n.failing() && !l.anew.Load() {
 			err = l.settle(ctx, n, err)
 		}
@@ -455,7 +458,7 @@ func (l *Log) Close() error {
 		l.closed = true
 		l.mu.Unlock()
 		close(l.done)
-		l.nats.Load().nc.Close() // what waits for an answer stops waiting
+		l.nats.Load().hangUp() // what waits for an answer stops waiting
 		var herr error
 		if l.history != nil {
 			herr = l.history.Close() // reads of it end

@@ -43,7 +43,7 @@ const maxMessage = max(feed.MaxGroup, feed.MaxPart) + 64<<10
 const syncEvery = time.Second
 
 // embedded is a JetStream server in this process, and the one connection to it, which
-// is a pipe in memory. Its methods may be called concurrently.
+// is a pipe in memory; groups go past it. Its methods may be called concurrently.
 type embedded struct {
 	// Static after construction.
 	srv     *server.Server
@@ -51,6 +51,7 @@ type embedded struct {
 	dir     string        // below which its files are
 	timeout time.Duration // of each request
 	log     *serverLog
+	groups  atomic.Pointer[groups] // nil before takeGroups
 	stopped sync.Once
 	// cut is closed once this server is stopped for good and what it had not acknowledged is
 	// cut off the log: it certainly was not written.
@@ -116,12 +117,31 @@ func startServer(dir string, opts Options) (*embedded, error) {
 	return e, nil
 }
 
-// stop closes the connection, which ends what waits for an answer, then the server,
-// and waits for it. It may be called again.
+// hangUp ends what waits for an answer. It may be called again.
+func (e *embedded) hangUp() {
+	if e.nc != nil {
+		e.nc.Close()
+	}
+	if g := e.groups.Load(); g != nil {
+		g.close()
+	}
+}
+
+// takeGroups lets groups be put, once the stream LOG is there.
+func (e *embedded) takeGroups() error {
+	g, err := newGroups(e.srv)
+	if err == nil {
+		e.groups.Store(g)
+	}
+	return err
+}
+
+// stop hangs up, stops the server, and waits for it. It may be called again.
 func (e *embedded) stop() {
 	e.stopped.Do(func() {
-		if e.nc != nil {
-			e.nc.Close()
+		e.hangUp()
+		if g := e.groups.Load(); g != nil {
+			<-g.ended
 		}
 		e.srv.Shutdown()
 		e.srv.WaitForShutdown()
