@@ -73,6 +73,7 @@ func (u usageError) Unwrap() error { return u.error }
 func misuse(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	relaxTimers(os.Args[1:]) // before anything is listened for
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(execute(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}))

@@ -478,3 +478,26 @@ func TestTLS(t *testing.T) {
 		t.Errorf("exit code %d:\n%s", code, p.out)
 	}
 }
+
+// Woken each time that the runtime's own watch asks for it, a server spends up to a third of its CPU
+// on that; and the process that was started is still the one that serves.
+func TestAServerPaysForNoMoreWakingsThanItNeeds(t *testing.T) {
+	if runtime.GOOS != "linux" || runtime.GOMAXPROCS(0) == 1 {
+		t.Skip("for Linux, and two processors")
+	}
+	addr := freePort(t)
+	p := serve(t, addr, t.TempDir())
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", p.cmd.Process.Pid))
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
+		t.Skip("only root may see it: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slack, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || slack < 1_000_000 {
+		t.Errorf("the slack of its timers is %q ns", b)
+	}
+	if code := p.stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
