@@ -26,7 +26,7 @@ type link struct {
 	rest []byte // owned by who calls attempt: what it has left; at first, the answer to the handshake
 	torn bool   // and in the middle of a frame, or of that answer, with the turn
 
-	turn chan struct{}          // room for one: who writes a frame
+	turn turn                   // held by who writes a frame, and kept for the rest of one that is torn
 	over bool                   // owned by who has the turn: nothing may follow a close frame (RFC 6455, 5.5.1)
 	ping atomic.Pointer[string] // the payload of a ping that waits for its pong; of several, the last (RFC 6455, 5.5.3)
 }
@@ -62,22 +62,22 @@ func pongOf(b []byte) int {
 
 // Write is for the library, which writes nothing but the frame that closes.
 func (l *link) Write(b []byte) (int, error) {
-	l.turn <- struct{}{}
+	l.turn.take()
 	l.over = true
 	n, err := l.Conn.Write(b)
-	<-l.turn
+	l.turn.give()
 	return n, err
 }
 
 // send writes whole frames; net.ErrClosed once the close frame was sent.
 func (l *link) send(frames []byte) error {
-	l.turn <- struct{}{}
+	l.turn.take()
 	if l.over {
-		<-l.turn
+		l.turn.give()
 		return net.ErrClosed
 	}
 	_, err := l.Conn.Write(frames)
-	<-l.turn
+	l.turn.give()
 	l.answerPing()
 	return err
 }
@@ -88,16 +88,12 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte) bool {
 	if l.torn { // nothing was written yet
 		frames = m.after(l.rest, frames)
 		l.rest, l.torn = nil, false
-	} else {
-		select {
-		case l.turn <- struct{}{}:
-		default:
-			l.rest = slices.Clone(frames)
-			return false
-		}
+	} else if !l.turn.try() {
+		l.rest = slices.Clone(frames)
+		return false
 	}
 	if l.over {
-		<-l.turn
+		l.turn.give()
 		l.rest = slices.Clone(frames) // which writeRest refuses
 		return false
 	}
@@ -106,7 +102,7 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte) bool {
 		l.rest, l.torn = slices.Clone(left), true
 		return false
 	}
-	<-l.turn
+	l.turn.give()
 	l.answerPing()
 	return true
 }
@@ -120,7 +116,7 @@ func (l *link) writeRest() error {
 	}
 	l.torn = false
 	_, err := l.Conn.Write(rest)
-	<-l.turn
+	l.turn.give()
 	l.answerPing()
 	return err
 }
@@ -134,16 +130,14 @@ func (l *link) pong(payload []byte) {
 
 func (l *link) answerPing() {
 	for l.ping.Load() != nil {
-		select {
-		case l.turn <- struct{}{}:
-		default:
+		if !l.turn.try() {
 			return // whoever writes now does it after that
 		}
 		if payload := l.ping.Swap(nil); payload != nil && !l.over {
 			frame := append(appendHeader(nil, opPong, len(*payload)), *payload...)
 			_, _ = l.Conn.Write(frame) // whoever reads or writes next notices
 		}
-		<-l.turn
+		l.turn.give()
 	}
 }
 
@@ -170,8 +164,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	h.link = &link{Conn: conn, early: slices.Clone(early), turn: make(chan struct{}, 1), torn: true}
-	h.link.turn <- struct{}{} // no pong, and no close frame, before the answer
+	h.link = &link{Conn: conn, early: slices.Clone(early), torn: true}
+	h.link.turn.take() // no pong, and no close frame, before the answer
 	if h.switches {
 		h.link.rest = append(appendFields([]byte("HTTP/1.1 101 Switching Protocols\r\n"), h.Header()), "\r\n"...)
 	}

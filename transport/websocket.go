@@ -383,6 +383,7 @@ func (k *socket) readable(id uint64) {
 // read reads requests, until there is nothing to read, the client leaves, or it sends what can't
 // be read.
 func (k *socket) read(id uint64) {
+	deepen()
 	if k.readAll(id != 0) {
 		k.server.idle.again(k.raw, id) // not while it is being read: readable would do nothing
 	}
