@@ -112,7 +112,7 @@ func (p *pollSink) End(_ context.Context, ended *hub.Ended) error {
 	if p.open != nil {
 		p.begin(weakTag(p.open), false)
 	}
-	buf := feed.AppendEnd(append([]byte(nil), p.open...), ended.Reason, ended.Retry)
+	buf := feed.AppendEnd(append([]byte(nil), p.open...), ended.Reason, ended.Detail, ended.Retry)
 	return p.to.last(append(buf, '\n'))
 }
 

@@ -81,7 +81,7 @@ func (s *sseSink) End(_ context.Context, ended *hub.Ended) error {
 }
 
 func endEvent(dst []byte, ended *hub.Ended) []byte {
-	dst = feed.AppendEnd(events{}.before(dst, "end"), ended.Reason, ended.Retry)
+	dst = feed.AppendEnd(events{}.before(dst, "end"), ended.Reason, ended.Detail, ended.Retry)
 	return events{}.after(dst, nil)
 }
 

@@ -311,7 +311,7 @@ func (k *socket) End(ctx context.Context, ended *hub.Ended) error {
 	if ended.Reason == badFrame { // it was told in an error
 		return closeError{closeBadFrame, badFrame}
 	}
-	if err := k.link.send(messageOf(feed.AppendEnd(nil, ended.Reason, ended.Retry))); err != nil {
+	if err := k.link.send(messageOf(feed.AppendEnd(nil, ended.Reason, ended.Detail, ended.Retry))); err != nil {
 		return err
 	}
 	code := websocket.StatusTryAgainLater

@@ -416,7 +416,7 @@ export function createCore(options, createBeyond) {
             news = -Infinity
             live = false
           }
-          if (type === 'end') throw unfit(`${frame.reason}`, 'the feed was ended', frame.retry)
+          if (type === 'end') throw unfit(`${frame.reason}`, frame.detail ?? 'the feed was ended', frame.retry)
           if (id && id === sent.id) sent.answer?.(frame)
           else if (type === 'error') {
             // What can't be followed ends the feed, as it would on the other transports.

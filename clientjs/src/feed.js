@@ -6,7 +6,7 @@ import { badFrame, FINE } from './errors.js'
  * @typedef {{
  *   type: string, epoch?: string, heartbeat?: number, network?: string, collections?: string[], cursor?: string,
  *   seq?: number, collection?: string, op?: string, key?: string, value?: any, by?: {id?: string}, more?: boolean,
- *   reason?: string, retry?: number | null, id?: string, status?: number, results?: any[],
+ *   reason?: string, detail?: string, retry?: number | null, id?: string, status?: number, results?: any[],
  * }} Frame
  */
 

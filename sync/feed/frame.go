@@ -92,11 +92,14 @@ func AppendNext(dst []byte, c Cursor) []byte {
 	return append(c.Append(dst), `"}`...)
 }
 
-// AppendEnd appends the frame end. A retry of 0 is left out: don't come back unchanged.
-func AppendEnd(dst []byte, reason string, retry time.Duration) []byte {
+// AppendEnd appends the frame end. A detail "" is left out, and a retry of 0: don't come back unchanged.
+func AppendEnd(dst []byte, reason, detail string, retry time.Duration) []byte {
 	dst = append(dst, `{"type":"end","reason":"`...)
 	dst = append(dst, reason...) // one of hub's own words
 	dst = append(dst, '"')
+	if detail != "" {
+		dst = appendJSON(append(dst, `,"detail":`...), detail)
+	}
 	if ms := retry.Milliseconds(); ms > 0 {
 		dst = append(dst, `,"retry":`...)
 		dst = strconv.AppendInt(dst, ms, 10)

@@ -9,6 +9,7 @@ import (
 // word to its client.
 type Ended struct {
 	Reason string
+	Detail string        // what happened, for people, where the reason alone does not say it
 	Retry  time.Duration // when to come back; 0: not unchanged
 }
 

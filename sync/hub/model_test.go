@@ -574,7 +574,7 @@ func (w *world) forget(t *rapid.T) {
 		for err == nil && (f.parks || len(b.Items)+len(b.Resets) == 0 && !b.Live) { // what came before, or the answers to what it asked for
 			_, err = f.next(context.Background())
 		}
-		if end := (*hub.Ended)(nil); !errors.As(err, &end) || end.Reason != hub.EndEvicted || end.Retry == 0 {
+		if end := (*hub.Ended)(nil); !errors.As(err, &end) || end.Reason != hub.EndEvicted || end.Detail == "" || end.Retry == 0 {
 			t.Fatalf("a follower of what was forgotten is told %+v, %v", b, err)
 		}
 		f.close()
