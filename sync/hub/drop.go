@@ -61,7 +61,9 @@ func (h *Hub) Forget(ctx context.Context, g Grant, tenant string, rewrite func(c
 	if err != nil {
 		return Forgotten{}, err
 	}
-	h.endIf(tenant, func(*Session) *Ended { return &Ended{Reason: EndEvicted, Detail: "tenant " + tenant + " was forgotten", Retry: time.Second} })
+	h.endIf(tenant, func(*Session) *Ended {
+		return &Ended{Reason: EndEvicted, Detail: "tenant " + tenant + " was forgotten", Retry: time.Second}
+	})
 	if t := h.state.lookup(tenant); t != nil { // the revocations
 		gone.Rows -= t.count.Load()
 		gone.Bytes -= t.bytes.Load()

@@ -80,7 +80,7 @@ type Pending struct {
 	size   int64
 	own    bool // it is the hub's: names and bounds of clients do not count
 
-	patient bool // its tenant writes more than it may: it has no group made for it alone, for a while
+	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
 	done   chan struct{} // closed when what follows is set
 	result Result
@@ -294,8 +294,8 @@ func (h *Hub) run() {
 	defer forget.Stop()
 	wake := time.NewTimer(wakeMost)
 	defer wake.Stop()
-	waited := time.NewTimer(0)
-	defer waited.Stop()
+	h.later.over = time.NewTimer(0)
+	defer h.later.over.Stop()
 	for {
 		var due <-chan time.Time
 		if until := h.untilDeadline(); until >= 0 {
@@ -304,14 +304,11 @@ func (h *Hub) run() {
 		}
 		select {
 		case p := <-h.queue:
-			h.line = append(h.line, p)
-			switch {
-			case !p.patient:
+			if h.stand(p) {
 				h.write()
-			case len(h.line) == 1:
-				waited.Reset(patientFor)
 			}
-		case <-waited.C:
+		case <-h.later.over.C:
+			h.line = append(h.line, h.later.leave()...)
 			h.write()
 		case <-due:
 			h.expire()
@@ -322,6 +319,7 @@ func (h *Hub) run() {
 		case <-h.stop:
 			for h.another() {
 			}
+			h.line = append(h.line, h.later.leave()...)
 			h.write()
 			return
 		}
@@ -346,9 +344,45 @@ func (h *Hub) inWriter(ctx context.Context, fn func()) error {
 	}
 }
 
-// patientFor is how long a write of a tenant that writes more than it may waits for others': a
-// sync of the disk for each of its writes would be what others wait for.
+// patients are the requests of tenants that write more than they may: what they may write waits, and then has
+// groups of its own. In groups of others it is delivered at the same moment as theirs, and a sync of the disk for each
+// of its requests would be what others wait for.
+type patients struct {
+	all  []*Pending
+	of   map[string]struct{} // whose they are
+	over *time.Timer         // fires patientFor after the first
+}
+
+// patientFor is how long the first of them waits.
 const patientFor = 20 * time.Millisecond
+
+func (s *patients) add(p *Pending) {
+	if len(s.all) == 0 {
+		s.over.Reset(patientFor)
+	}
+	if s.of == nil {
+		s.of = make(map[string]struct{})
+	}
+	s.all, s.of[p.req.Tenant] = append(s.all, p), struct{}{}
+}
+
+// leave returns them, in their order.
+func (s *patients) leave() []*Pending {
+	all := s.all
+	s.all, s.of = nil, nil
+	return all
+}
+
+// stand puts a request that was taken out of the queue in line. false: it waits, because it is patient, or because
+// one of its tenant's from before does.
+func (h *Hub) stand(p *Pending) bool {
+	if _, waits := h.later.of[p.req.Tenant]; waits || p.patient {
+		h.later.add(p)
+		return false
+	}
+	h.line = append(h.line, p)
+	return true
+}
 
 // write sees all that stands in line through, in groups.
 func (h *Hub) write() {
@@ -389,14 +423,17 @@ func (h *Hub) writeGroup() {
 	}
 }
 
-// another takes a request out of the queue, if there is one.
+// another takes a request that does not wait out of the queue, if there is one.
 func (h *Hub) another() bool {
-	select {
-	case p := <-h.queue:
-		h.line = append(h.line, p)
-		return true
-	default:
-		return false
+	for {
+		select {
+		case p := <-h.queue:
+			if h.stand(p) {
+				return true
+			}
+		default:
+			return false
+		}
 	}
 }
 
