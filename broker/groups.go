@@ -109,7 +109,7 @@ func (e *embedded) put(ctx context.Context, after uint64, group []byte) error {
 		case <-g.over:
 			return ErrClosed
 		case <-failing.Done():
-			return fmt.Errorf("%w: %w", errFailing, context.Cause(failing))
+			return e.failure()
 		case <-ctx.Done():
 			return ctx.Err()
 		default:

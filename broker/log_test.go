@@ -457,7 +457,8 @@ func TestCancelledAppendIsUnknown(t *testing.T) {
 	wantAll(t, l, c)
 }
 
-func TestLostConnectionIsUnknownAndComesBack(t *testing.T) {
+// What goes through the connection comes back with it, and groups do not need it.
+func TestALostConnectionComesBackAndCostsNoGroup(t *testing.T) {
 	l := open(t, t.TempDir())
 	c := fill(t, l, 5)
 	for range 5 {
@@ -465,19 +466,24 @@ func TestLostConnectionIsUnknownAndComesBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		after := c.pos
-		b := c.next(1, 10)
+		if _, err := l.Append(t.Context(), after, c.next(1, 10)); err != nil {
+			t.Fatal(err)
+		}
 		deadline := time.Now().Add(10 * time.Second)
 		for {
-			_, err := l.Append(t.Context(), after, b)
-			if err == nil || errors.Is(err, feed.ErrFenced) {
+			err := l.SaveCheckpoint(t.Context(), c.pos, onePart(c.state()))
+			if err == nil {
 				break
 			}
-			if !errors.Is(err, feed.ErrUnknown) {
+			if errors.Is(err, feed.ErrDamaged) {
 				t.Fatal(err)
 			}
 			if time.Now().After(deadline) {
 				t.Fatalf("the connection did not come back: %v", err)
 			}
+		}
+		if at, b := load(t, l); at != c.pos || string(b) != string(c.state()) {
+			t.Errorf("the checkpoint is at %d, %q", at, b)
 		}
 	}
 	wantAll(t, l, c)

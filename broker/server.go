@@ -61,6 +61,11 @@ type embedded struct {
 // failing tells whether the server could not write, and so takes nothing any more.
 func (e *embedded) failing() bool { return e.log.failing.Err() != nil }
 
+// failure is why a server that is failing answers nobody.
+func (e *embedded) failure() error {
+	return fmt.Errorf("%w: %w", errFailing, context.Cause(e.log.failing))
+}
+
 // startServer starts a server on the files below dir and reads back what they hold.
 func startServer(dir string, opts Options) (*embedded, error) {
 	logger := &serverLog{to: opts.Logger}
@@ -261,7 +266,7 @@ func (e *embedded) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) 
 	answer, err := e.nc.RequestMsgWithContext(limited, m)
 	switch {
 	case err != nil && e.failing():
-		err = fmt.Errorf("%w: %w", errFailing, context.Cause(e.log.failing))
+		err = e.failure()
 	case err != nil && ctx.Err() == nil && limited.Err() != nil:
 		err = fmt.Errorf("no answer within %s", e.timeout)
 	}
