@@ -231,7 +231,7 @@ func BenchmarkReadBack(b *testing.B) {
 
 // BenchmarkHiddenRow measures whether a row out of sight is told from one that is not there by how long a refusal
 // takes, in process, where a network hides nothing: an insert that meets it beside one whose own value the filter does
-// not let through, and a modify of it beside one of nothing, in turns. A page has 4 KiB.
+// not let through, and a modify of it beside one of nothing, in turns. A row has 4 KiB.
 func BenchmarkHiddenRow(b *testing.B) {
 	h, stop := openHub(b, b.TempDir(), hub.Options{Limits: noLimits})
 	defer stop()

@@ -97,15 +97,15 @@ type Hub struct {
 	times      times // static once the log was read back
 	buf        []byte
 	line       []*Pending // what was taken out of the queue and is not decided
-	later      patients
-	group      group     // the one that is being built, and the memory that the next one takes over
-	failed     bool      // the log can't be written to any more
-	told       time.Time // when the logger last heard that an append failed
-	toldIDs    time.Time // and that ids are forgotten early
-	expireLate bool      // the log did not take what is due
-	logBytes   int64     // since the last checkpoint
-	saveAt     int64     // save the next checkpoint when logBytes gets here
-	checkpoint *saving   // the one under way, or that was not looked at since; nil: none
+	later      patients   // and what was taken out and waits before it stands in line
+	group      group      // the one that is being built, and the memory that the next one takes over
+	failed     bool       // the log can't be written to any more
+	told       time.Time  // when the logger last heard that an append failed
+	toldIDs    time.Time  // and that ids are forgotten early
+	expireLate bool       // the log did not take what is due
+	logBytes   int64      // since the last checkpoint
+	saveAt     int64      // save the next checkpoint when logBytes gets here
+	checkpoint *saving    // the one under way, or that was not looked at since; nil: none
 
 	saving sync.WaitGroup // the checkpoint under way
 
