@@ -148,8 +148,9 @@ func (h *highWater) start() {
 	go func() {
 		defer close(h.done)
 		for range h.wake {
-			_ = h.sync() // kept, and told by err
+			// Not at once: the group that was acknowledged just now is on its way to its followers.
 			time.Sleep(syncPause)
+			_ = h.sync() // kept, and told by err
 		}
 	}()
 }
