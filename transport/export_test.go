@@ -33,9 +33,9 @@ func routesOf(r chi.Routes, prefix string) (all []string) {
 
 // Visitors is how many connections there are on which clients poll past net/http.
 func Visitors(s *Server) int {
-	s.visitors.mu.Lock()
-	defer s.visitors.mu.Unlock()
-	return len(s.visitors.all)
+	s.guests.mu.Lock()
+	defer s.guests.mu.Unlock()
+	return len(s.guests.all)
 }
 
 // OutcomeJSON is an outcome as an answer and as a problem show it.

@@ -68,7 +68,7 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, q url.Values, c ca
 	if f.transport == sseName {
 		return s.sse(w, r, session, open, leave)
 	}
-	if mayVisit(r) && s.visit(w, r, c, session, &f, open, leave) {
+	if s.visit(w, r, c, session, &f, open, leave) {
 		return nil
 	}
 	defer leave()

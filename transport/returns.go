@@ -76,7 +76,7 @@ func (c *returned) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// LocalAddr is no *net.TCPAddr where the connection is to stay with net/http: mayVisit sees that.
+// LocalAddr is no *net.TCPAddr where the connection is to stay with net/http: mayTakeOver sees that.
 func (c *returned) LocalAddr() net.Addr {
 	if c.strikes >= mostStrikes {
 		return stays{c.Conn.LocalAddr()}

@@ -60,7 +60,7 @@ type Server struct {
 	csrf    *http.CrossOriginProtection
 	idle    readable // sockets of streams that wait
 
-	visitors visitors
+	guests guests
 
 	mu       sync.Mutex
 	problems map[hub.Code]uint64       // guarded by mu
@@ -166,7 +166,7 @@ func (s *Server) count(code hub.Code) {
 // Wait waits until all feeds are gone that are on connections which http.Server does not know of: over HTTP/1. They go
 // when their hub is drained. It must be called after that.
 func (s *Server) Wait(ctx context.Context) error {
-	s.visitors.close()
+	s.guests.close()
 	return s.streams.wait(ctx)
 }
 

@@ -4,16 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/url"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -30,27 +26,15 @@ import (
 // back to net/http with its bytes, and so does what must be refused: who asks for something
 // wrong is answered as everywhere.
 type visitor struct {
+	guest
+
 	// Static after construction.
-	server        *Server
-	returns       *returns
-	conn          net.Conn
-	raw           syscall.RawConn
 	first         *http.Request // as net/http read it, without its context
 	before, after string        // what stands around the query of a request that is known; "": none is
 	call          call
 	heartbeat     time.Duration
-	common        string // header fields of all answers
-	vary          string // of those that are not cached
-	patience      time.Duration
 	ctx           context.Context
 	cancel        context.CancelFunc
-	watched       uint64
-
-	mu     sync.Mutex
-	state  visit       // guarded by mu
-	called bool        // guarded by mu: there may be something to read, and nobody watches
-	since  time.Time   // guarded by mu: when it was answered last
-	timer  *time.Timer // guarded by mu: ends it when it has asked nothing for too long
 
 	// Owned by whoever serves the request under way.
 	known    known
@@ -61,78 +45,22 @@ type visitor struct {
 	id       int    // where the session's ID stands in it
 	head     *head  // of the answer, nil once it was sent
 	chunked  bool
-	parting  bool // the connection ends with the answer
-	answered bool // the answer is complete
-	attempt  attempt
+	answered bool   // the answer is complete
 	parked   bool   // writes do not wait for the client
 	left     []byte // what they leave then
-	early    []byte // what came after the request
-	strikes  int    // how often it went back to net/http since it asked what is known
-}
-
-// visit is what a visitor is about.
-type visit int
-
-const (
-	busy   visit = iota // its request is read, or answered
-	held                // its request may be parked
-	asking              // it may ask again
-	over
-)
-
-const (
-	// mostStrikes is how often in a row a connection may go back to net/http. One that many
-	// share behind a proxy, or that is used for other things in between, stays there.
-	mostStrikes = 3
-	// mostAsked is the most bytes of a request that is looked at here.
-	mostAsked = 4 << 10
-)
-
-// mayVisit tells whether a poll may be answered by a visitor.
-func mayVisit(r *http.Request) bool {
-	if !watches || r.ProtoMajor != 1 || r.ProtoMinor == 0 || r.TLS != nil || r.ContentLength != 0 {
-		return false
-	}
-	for _, name := range []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
-		if r.Header[name] != nil {
-			return false
-		}
-	}
-	_, tcp := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
-	return tcp
 }
 
 // visit takes a poll's connection over and has it answered. false: nothing was done.
 func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *hub.Session, f *feedRequest, open feed.Open, leave func()) bool {
-	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
-	if server == nil {
+	if r.ContentLength != 0 {
 		return false
 	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
+	v := &visitor{call: c, heartbeat: f.heartbeat, session: session, leave: leave}
+	asked, ok := v.takeOver(s, w, r, v)
+	if !ok {
 		return false
 	}
-	v := &visitor{
-		server: s, returns: s.returnsTo(server), conn: conn, call: c, heartbeat: f.heartbeat,
-		vary: field("Vary", w.Header()["Vary"]...), patience: server.IdleTimeout, session: session, leave: leave,
-	}
-	if v.patience <= 0 {
-		v.patience = 2 * time.Minute
-	}
-	for name, values := range w.Header() {
-		if name != "Vary" {
-			v.common += field(name, values...)
-		}
-	}
-	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	v.early = slices.Clone(early)
-	if back, ok := conn.(*returned); ok {
-		v.conn, v.strikes = back.Conn, back.strikes
-		if len(early) == 0 && !back.more {
-			v.before, v.after = around(string(back.asked), r.RequestURI)
-		}
-	}
-	v.raw = rawSocket(v.conn)
+	v.before, v.after = around(string(asked), r.RequestURI)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.first = (&http.Request{ // without what routing has left in it
 		Method: r.Method, URL: r.URL, Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor,
@@ -143,29 +71,14 @@ func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *
 	v.open = appendLine(nil, open.Append(nil))
 	v.id = bytes.Index(v.open, []byte(session.ID))
 	v.sink = pollSink{to: v, open: v.open, limit: f.limit, cache: s.opts.PollCache}
-	v.attempt.fn = v.attempt.once
-	s.streams.add()
-	s.visitors.enter(v)
 	v.state = held
-	if v.raw != nil {
-		v.watched, _ = s.idle.watchOn(v.raw, v.readable)
-	}
-	v.parting = r.Close || v.watched == 0 // nobody would see the next request
-	if v.watched != 0 {
+	if v.watch(); v.watched != 0 {
 		session.Park(v)
 	}
 	if !session.Await() {
 		go v.serve()
 	}
 	return true
-}
-
-func field(name string, values ...string) string {
-	line := ""
-	for _, value := range values {
-		line += name + ": " + value + "\r\n"
-	}
-	return line
 }
 
 // around is what stands around the query of a request.
@@ -243,27 +156,8 @@ func bare[T string | []byte](text T) bool {
 	return len(text) > 0
 }
 
-// readable is called when there is something to read.
-func (v *visitor) readable(uint64) {
-	v.mu.Lock()
-	state := v.state
-	switch state {
-	case busy:
-		v.called = true
-	case held:
-		v.called = true
-		v.peek()
-	case asking:
-		v.state = busy
-	}
-	v.mu.Unlock()
-	if state == asking {
-		v.next()
-	}
-}
-
-// peek ends what is held if the client is gone. It needs mu.
-func (v *visitor) peek() {
+// called is a host's: it ends what is held if the client is gone.
+func (v *visitor) called() {
 	var b [1]byte
 	if _, over := arrived(v.raw, b[:], true); over {
 		v.cancel()
@@ -282,15 +176,7 @@ func (v *visitor) next() {
 		case over:
 			v.close()
 		case n == 0: // there was nothing
-			v.mu.Lock()
-			again := v.called
-			if v.called = false; !again {
-				v.state = asking
-			}
-			v.mu.Unlock()
-			if again {
-				go v.next()
-			}
+			v.await(v.patience)
 		case v.repeat(b[:n]):
 			if !v.session.Await() {
 				go v.serve()
@@ -384,8 +270,8 @@ func (v *visitor) enter(f *feedRequest) error {
 	v.sink = pollSink{to: v, open: v.open, limit: f.limit, cache: v.server.opts.PollCache}
 	session.Park(v)
 	v.mu.Lock()
-	if v.state = held; v.called { // something more came, or the end
-		v.peek()
+	if v.state = held; v.more { // something more came, or the end
+		v.called()
 	}
 	v.mu.Unlock()
 	return nil
@@ -406,6 +292,12 @@ func (v *visitor) recover() {
 		v.close()
 	}
 }
+
+// tired is a host's.
+func (v *visitor) tired() { v.close() }
+
+// ended is a host's.
+func (v *visitor) ended() { v.cancel() }
 
 // answer answers the request under way, or parks it.
 func (v *visitor) answer() {
@@ -453,67 +345,7 @@ func (v *visitor) done() {
 		go v.giveBack(early)
 		return
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.called {
-		v.called, v.state = false, busy
-		go v.next()
-		return
-	}
-	v.state, v.since = asking, time.Now()
-	if v.timer == nil {
-		v.timer = time.AfterFunc(v.patience, v.tired)
-	}
-	if v.server.visitors.shut.Load() {
-		v.timer.Reset(0)
-	}
-}
-
-// tired ends a visitor that asks nothing for too long, and looks again when it may have. To set the
-// timer anew for each request would cost more.
-func (v *visitor) tired() {
-	v.mu.Lock()
-	more := v.patience
-	if v.state == asking {
-		more -= time.Since(v.since)
-	}
-	tired := v.state == asking && (more <= 0 || v.server.visitors.shut.Load())
-	switch {
-	case tired:
-		v.state = over
-	case v.state != over && v.timer != nil:
-		v.timer.Reset(more)
-	}
-	v.mu.Unlock()
-	if tired {
-		v.close()
-	}
-}
-
-// end forgets the visitor.
-func (v *visitor) end() {
-	v.mu.Lock()
-	v.state = over
-	if v.timer != nil {
-		v.timer.Stop()
-	}
-	v.mu.Unlock()
-	v.cancel()
-	v.server.idle.forget(v.watched)
-	v.server.visitors.leave(v)
-	v.server.streams.done()
-}
-
-func (v *visitor) close() {
-	v.end()
-	_ = v.conn.Close()
-}
-
-// giveBack gives the connection back to net/http, with what was read.
-func (v *visitor) giveBack(asked []byte) {
-	v.server.idle.drop(v.raw, v.watched)
-	v.end()
-	v.returns.put(&returned{Conn: v.conn, early: asked, asked: asked, strikes: v.strikes + 1})
+	v.await(v.patience)
 }
 
 // Send is a Sink's.
@@ -644,40 +476,4 @@ func (v *visitor) write(b []byte) error {
 	}
 	_, err := v.conn.Write(b)
 	return err
-}
-
-// visitors are those of a server.
-type visitors struct {
-	mu   sync.Mutex
-	all  map[*visitor]struct{} // guarded by mu
-	shut atomic.Bool           // set with mu: who is answered leaves
-}
-
-func (s *visitors) enter(v *visitor) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.all == nil {
-		s.all = make(map[*visitor]struct{})
-	}
-	s.all[v] = struct{}{}
-}
-
-func (s *visitors) leave(v *visitor) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.all, v)
-}
-
-// close ends those that ask nothing, now and from now on.
-func (s *visitors) close() {
-	s.mu.Lock()
-	s.shut.Store(true)
-	all := make([]*visitor, 0, len(s.all))
-	for v := range s.all {
-		all = append(all, v)
-	}
-	s.mu.Unlock()
-	for _, v := range all {
-		v.tired()
-	}
 }

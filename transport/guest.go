@@ -1,0 +1,261 @@
+package transport
+
+import (
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// guest is a client whose connection was taken over from net/http, where it goes back to with the first request
+// that is not answered here. Between its requests it costs no goroutine, and no buffers.
+type guest struct {
+	// Static after construction.
+	server   *Server
+	host     host
+	returns  *returns
+	conn     net.Conn
+	raw      syscall.RawConn
+	common   string // header fields of all answers
+	vary     string // of those that are not cached
+	patience time.Duration
+	watched  uint64
+
+	mu    sync.Mutex
+	state visit         // guarded by mu
+	more  bool          // guarded by mu: there may be something to read, and nobody watches
+	since time.Time     // guarded by mu: when it was answered last, or has begun to ask
+	most  time.Duration // guarded by mu: how long it may ask nothing from then on
+	timer *time.Timer   // guarded by mu: ends it when it has
+
+	// Owned by whoever serves the request under way.
+	attempt attempt
+	parting bool   // the connection ends with the answer
+	early   []byte // what came after the request
+	strikes int    // how often it went back to net/http since it asked what is known
+}
+
+// host is what a guest is the connection of. Each method is called by one goroutine at a time.
+type host interface {
+	// next reads a request, and has it answered. It must not wait, and must have await called.
+	next()
+	// called is told that there is something to read while a request is held. It is called with mu.
+	called()
+	// tired has the connection closed, or given back: nothing came for too long.
+	tired()
+	// ended is called when the connection is not the host's any more.
+	ended()
+}
+
+// visit is what a guest is about.
+type visit int
+
+const (
+	busy   visit = iota // its request is read, or answered
+	held                // its request may be parked
+	asking              // it may ask again
+	over
+)
+
+const (
+	// mostStrikes is how often in a row a connection may go back to net/http. One that many
+	// share behind a proxy, or that is used for other things in between, stays there.
+	mostStrikes = 3
+	// mostAsked is the most bytes of a request that is looked at here.
+	mostAsked = 4 << 10
+)
+
+// mayTakeOver tells whether what a request came on may be taken over.
+func mayTakeOver(r *http.Request) bool {
+	if !watches || r.ProtoMajor != 1 || r.ProtoMinor == 0 || r.TLS != nil {
+		return false
+	}
+	for _, name := range []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		if r.Header[name] != nil {
+			return false
+		}
+	}
+	_, tcp := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return tcp
+}
+
+// takeOver takes the connection over that a request came on; whatever was read of it is read. false: it stays where it
+// is. asked is the request as it came, where that is known. The host must call watch next.
+func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h host) (asked []byte, ok bool) {
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if server == nil || !mayTakeOver(r) {
+		return nil, false
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, false
+	}
+	g.server, g.host, g.returns, g.conn, g.patience = s, h, s.returnsTo(server), conn, server.IdleTimeout
+	if g.patience <= 0 {
+		g.patience = 2 * time.Minute
+	}
+	g.vary = field("Vary", w.Header()["Vary"]...)
+	for name, values := range w.Header() {
+		if name != "Vary" {
+			g.common += field(name, values...)
+		}
+	}
+	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+	g.early = slices.Clone(early)
+	if back, ok := conn.(*returned); ok {
+		g.conn, g.strikes = back.Conn, back.strikes
+		if len(early) == 0 && !back.more {
+			asked = back.asked
+		}
+	}
+	g.raw = rawSocket(g.conn)
+	g.attempt.fn = g.attempt.once
+	g.parting = r.Close
+	return asked, true
+}
+
+// watch begins to look for what comes.
+func (g *guest) watch() {
+	g.server.streams.add()
+	g.server.guests.enter(g)
+	if g.raw != nil {
+		g.watched, _ = g.server.idle.watchOn(g.raw, g.readable)
+	}
+	g.parting = g.parting || g.watched == 0 // nobody would see the next request
+}
+
+func field(name string, values ...string) string {
+	line := ""
+	for _, value := range values {
+		line += name + ": " + value + "\r\n"
+	}
+	return line
+}
+
+// readable is called when there is something to read.
+func (g *guest) readable(uint64) {
+	g.mu.Lock()
+	state := g.state
+	switch state {
+	case busy:
+		g.more = true
+	case held:
+		g.more = true
+		g.host.called()
+	case asking:
+		g.state = busy
+	}
+	g.mu.Unlock()
+	if state == asking {
+		g.host.next()
+	}
+}
+
+// await waits for what comes next, for at most so long.
+func (g *guest) await(most time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.more {
+		g.more, g.state = false, busy
+		go g.host.next()
+		return
+	}
+	g.state, g.since = asking, time.Now()
+	shorter := most < g.most
+	g.most = most
+	switch {
+	case g.timer == nil:
+		g.timer = time.AfterFunc(most, g.look)
+	case shorter:
+		g.timer.Reset(most)
+	}
+	if g.server.guests.shut.Load() {
+		g.timer.Reset(0)
+	}
+}
+
+// look ends a guest that asks nothing for too long, and looks again when it may have. To set the
+// timer anew for each request would cost more.
+func (g *guest) look() {
+	g.mu.Lock()
+	more := g.most
+	if g.state == asking {
+		more -= time.Since(g.since)
+	}
+	tired := g.state == asking && (more <= 0 || g.server.guests.shut.Load())
+	switch {
+	case tired:
+		g.state = over
+	case g.state != over && g.timer != nil:
+		g.timer.Reset(more)
+	}
+	g.mu.Unlock()
+	if tired {
+		g.host.tired()
+	}
+}
+
+// end forgets the guest.
+func (g *guest) end() {
+	g.mu.Lock()
+	g.state = over
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+	g.mu.Unlock()
+	g.host.ended()
+	g.server.idle.forget(g.watched)
+	g.server.guests.leave(g)
+	g.server.streams.done()
+}
+
+func (g *guest) close() {
+	g.end()
+	_ = g.conn.Close()
+}
+
+// giveBack gives the connection back to net/http, with what was read.
+func (g *guest) giveBack(asked []byte) {
+	g.server.idle.drop(g.raw, g.watched)
+	g.end()
+	g.returns.put(&returned{Conn: g.conn, early: asked, asked: asked, strikes: g.strikes + 1})
+}
+
+// guests are those of a server.
+type guests struct {
+	mu   sync.Mutex
+	all  map[*guest]struct{} // guarded by mu
+	shut atomic.Bool         // set with mu: who is answered leaves
+}
+
+func (s *guests) enter(g *guest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = make(map[*guest]struct{})
+	}
+	s.all[g] = struct{}{}
+}
+
+func (s *guests) leave(g *guest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, g)
+}
+
+// close ends those that ask nothing, now and from now on.
+func (s *guests) close() {
+	s.mu.Lock()
+	s.shut.Store(true)
+	all := make([]*guest, 0, len(s.all))
+	for g := range s.all {
+		all = append(all, g)
+	}
+	s.mu.Unlock()
+	for _, g := range all {
+		g.look()
+	}
+}
