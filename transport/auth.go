@@ -21,8 +21,8 @@ type Authorizer interface {
 }
 
 // Steady may be implemented by an Authorizer. Where Steady returns true, a grant without a Check stays
-// good until it ends for every request that bears the same, from the same peer: polls on one
-// connection are not asked about anew.
+// good until it ends for every request that bears the same, from the same peer: polls, and
+// writes, on one connection are not asked about anew.
 type Steady interface{ Steady() bool }
 
 // Loopback is the Authorizer of a server without credentials, which must listen on

@@ -107,6 +107,9 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 	if result.Refused {
 		return refused(result)
 	}
+	if s.post(w, r, c, result) {
+		return nil
+	}
 	replyLine(w, http.StatusOK, appendAnswer([]byte("{"), result))
 	return nil
 }

@@ -32,10 +32,33 @@ func routesOf(r chi.Routes, prefix string) (all []string) {
 }
 
 // Visitors is how many connections there are on which clients poll past net/http.
-func Visitors(s *Server) int {
+func Visitors(s *Server) int { return guestsOf[*visitor](s) }
+
+// Posters is how many connections there are on which clients write past net/http.
+func Posters(s *Server) int { return guestsOf[*poster](s) }
+
+func guestsOf[H host](s *Server) (n int) {
 	s.guests.mu.Lock()
 	defer s.guests.mu.Unlock()
-	return len(s.guests.all)
+	for g := range s.guests.all {
+		if _, ok := g.host.(H); ok {
+			n++
+		}
+	}
+	return n
+}
+
+// SetPatience sets how long a request of changes may take to come. What it returns sets it back.
+func SetPatience(d time.Duration) (back func()) {
+	before := wholeWithin
+	wholeWithin = d
+	return func() { wholeWithin = before }
+}
+
+// LengthIn is how many bytes the head of a request has, and its body.
+func LengthIn(request []byte) (head, body int, ok bool) {
+	l, ok := lengthIn(request)
+	return l.head, l.n, ok
 }
 
 // OutcomeJSON is an outcome as an answer and as a problem show it.

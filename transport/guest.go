@@ -24,12 +24,13 @@ type guest struct {
 	patience time.Duration
 	watched  uint64
 
-	mu    sync.Mutex
-	state visit         // guarded by mu
-	more  bool          // guarded by mu: there may be something to read, and nobody watches
-	since time.Time     // guarded by mu: when it was answered last, or has begun to ask
-	most  time.Duration // guarded by mu: how long it may ask nothing from then on
-	timer *time.Timer   // guarded by mu: ends it when it has
+	mu        sync.Mutex
+	state     visit         // guarded by mu
+	more      bool          // guarded by mu: there may be something to read, and nobody watches
+	since     time.Time     // guarded by mu: when it was answered last, or has begun to ask
+	most      time.Duration // guarded by mu: how long it may ask nothing from then on
+	timer     *time.Timer   // guarded by mu: ends it when it has
+	forgotten bool          // guarded by mu
 
 	// Owned by whoever serves the request under way.
 	attempt attempt
@@ -73,7 +74,7 @@ func mayTakeOver(r *http.Request) bool {
 	if !watches || r.ProtoMajor != 1 || r.ProtoMinor == 0 || r.TLS != nil {
 		return false
 	}
-	for _, name := range []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+	for _, name := range speaksOfBody {
 		if r.Header[name] != nil {
 			return false
 		}
@@ -107,7 +108,8 @@ func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h ho
 	g.early = slices.Clone(early)
 	if back, ok := conn.(*returned); ok {
 		g.conn, g.strikes = back.Conn, back.strikes
-		if len(early) == 0 && !back.more {
+		g.early = append(g.early, back.early...)
+		if len(g.early) == 0 && !back.more {
 			asked = back.asked
 		}
 	}
@@ -198,14 +200,18 @@ func (g *guest) look() {
 	}
 }
 
-// end forgets the guest.
+// end forgets the guest, once.
 func (g *guest) end() {
 	g.mu.Lock()
-	g.state = over
+	ended := g.forgotten
+	g.state, g.forgotten = over, true
 	if g.timer != nil {
 		g.timer.Stop()
 	}
 	g.mu.Unlock()
+	if ended {
+		return
+	}
 	g.host.ended()
 	g.server.idle.forget(g.watched)
 	g.server.guests.leave(g)

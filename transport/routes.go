@@ -61,6 +61,7 @@ type Server struct {
 	idle    readable // sockets of streams that wait
 
 	guests guests
+	crew   crew
 
 	mu       sync.Mutex
 	problems map[hub.Code]uint64       // guarded by mu
@@ -222,14 +223,19 @@ func (s *Server) handle(fn func(w http.ResponseWriter, r *http.Request, c call) 
 func (s *Server) handleAs(fn func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := fn(w, r); err != nil {
-			p := problemOf(err)
-			s.count(p.Code)
-			if p.Code == codeInternal && r.Context().Err() == nil {
-				s.opts.Logger.Error("answer a request", "method", r.Method, "route", chi.RouteContext(r.Context()).RoutePattern(), "err", err)
-			}
-			p.write(w)
+			s.failed(err, r.Method, chi.RouteContext(r.Context()).RoutePattern(), r.Context().Err()).write(w)
 		}
 	}
+}
+
+// failed counts what a request is refused with, and tells the logger what its sender can't help, unless it has gone.
+func (s *Server) failed(err error, method, route string, gone error) *problem {
+	p := problemOf(err)
+	s.count(p.Code)
+	if p.Code == codeInternal && gone == nil {
+		s.opts.Logger.Error("answer a request", "method", method, "route", route, "err", err)
+	}
+	return p
 }
 
 func (s *Server) admit(w http.ResponseWriter, r *http.Request, fn func(w http.ResponseWriter, r *http.Request, c call) error) error {
@@ -313,6 +319,9 @@ func (s *Server) feedInPath(w http.ResponseWriter, r *http.Request) {
 	}
 	s.handleAs(s.admitFeed)(w, r)
 }
+
+// changed tells whether requests are not answered from a hub any more.
+func (s *Server) changed(h *hub.Hub) bool { return s.serving() != nil || s.hub.Load() != h }
 
 // serving refuses while there is no hub.
 func (s *Server) serving() error {

@@ -192,7 +192,7 @@ func (v *visitor) next() {
 func (v *visitor) repeat(request []byte) bool {
 	k := &v.known
 	query, ok := v.queryOf(request)
-	if !ok || k.before == "" || v.changed() || len(query) < len(k.before)+len(k.after) {
+	if !ok || k.before == "" || v.server.changed(v.call.hub) || len(query) < len(k.before)+len(k.after) {
 		return false
 	}
 	end := len(query) - len(k.after)
@@ -207,11 +207,6 @@ func (v *visitor) repeat(request []byte) bool {
 	}
 	k.feed.starts[0].Cursors[0] = string(cursor)
 	return v.enter(&k.feed) == nil
-}
-
-// changed tells whether the server is another than when the connection was taken over.
-func (v *visitor) changed() bool {
-	return v.server.serving() != nil || v.server.hub.Load() != v.call.hub
 }
 
 // ask answers a request that was read, or gives it back.
@@ -237,7 +232,7 @@ func deepen() {
 // admit lets a request in as admitFeed does. false: net/http has to look at it.
 func (v *visitor) admit(request []byte) bool {
 	raw, ok := v.queryOf(request)
-	if !ok || v.changed() {
+	if !ok || v.server.changed(v.call.hub) {
 		return false
 	}
 	q, err := url.ParseQuery(string(raw))

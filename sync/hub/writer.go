@@ -82,7 +82,8 @@ type Pending struct {
 
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
-	done   chan struct{} // closed when what follows is set
+	done   chan struct{} // closed when what follows is set; nil: then is called instead
+	then   func(Result, error)
 	result Result
 	err    error
 }
@@ -110,17 +111,27 @@ func (h *Hub) Write(ctx context.Context, g Grant, req Request) (Result, error) {
 // caller must not change what the request holds until it is answered, but for the
 // bytes of values and patches, which are free when Begin returns.
 func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
-	if err := h.MayUse(g, req.Tenant); err != nil {
-		return nil, err
-	}
 	p := &Pending{req: req, done: make(chan struct{})}
-	if err := p.prepare(g); err != nil {
-		return nil, err
-	}
-	if err := h.enqueue(p); err != nil {
+	if err := h.begin(g, p); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// BeginThen is Begin for who does not wait: then is called once with what Wait would return, unless BeginThen
+// returns an error. The writer calls it, between two groups, so it must return at once.
+func (h *Hub) BeginThen(g Grant, req Request, then func(Result, error)) error {
+	return h.begin(g, &Pending{req: req, then: then})
+}
+
+func (h *Hub) begin(g Grant, p *Pending) error {
+	if err := h.MayUse(g, p.req.Tenant); err != nil {
+		return err
+	}
+	if err := p.prepare(g); err != nil {
+		return err
+	}
+	return h.enqueue(p)
 }
 
 // enqueue puts a request in line.
@@ -154,6 +165,10 @@ func (p *Pending) Wait(ctx context.Context) (Result, error) {
 }
 
 func (p *Pending) answer(r Result, err error) {
+	if p.then != nil {
+		p.then(r, err)
+		return
+	}
 	p.result, p.err = r, err
 	close(p.done)
 }

@@ -595,3 +595,39 @@ func TestWritersAtOnceAreEachAnsweredAndNoneIsLost(t *testing.T) {
 		t.Errorf("%d rows", n)
 	}
 }
+
+func TestWhoDoesNotWaitForAWriteIsToldOnceWhatBecameOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := feedtest.NewMemory()
+		h := open(t, log, hub.Options{})
+		var told []string
+		begin := func(w hub.Write) error {
+			return h.BeginThen(hub.Everything, hub.Request{Tenant: "acme", Atomic: true, Writes: []hub.Write{w}}, func(r hub.Result, err error) {
+				if err != nil {
+					told = append(told, err.Error())
+				} else {
+					told = append(told, string(r.Outcomes[0].Status))
+				}
+			})
+		}
+		for _, w := range []hub.Write{insert("todos", "a", `{}`), insert("todos", "a", `{}`)} {
+			if err := begin(w); err != nil {
+				t.Fatal(err)
+			}
+		}
+		refusal(t, begin(put("/", "a", `{}`)), hub.BadName)
+		synctest.Wait()
+		log.OnAppend = func(feed.Position, []byte) error { return errors.New("boom") }
+		if err := begin(put("todos", "b", `{}`)); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		refusal(t, begin(put("todos", "c", `{}`)), hub.Unavailable)
+		synctest.Wait()
+		if want := []string{"ok", "exists", "the log did not take the write: try again in a moment"}; !slices.Equal(told, want) {
+			t.Errorf("got %q, want %q", told, want)
+		}
+	})
+}
