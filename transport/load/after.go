@@ -15,7 +15,7 @@ func (x *run) fill(ctx context.Context) error {
 	}
 	o := x.o
 	o.Rate, o.Batch = 0, 500
-	y := &run{o: o, base: x.base, keys: o.Rows, client: x.client}
+	y := &run{o: o, base: x.base, keys: o.Rows}
 	if err := y.write(ctx, 0, int64(o.Rows)*int64(o.Collections)); err != nil {
 		return err
 	}
@@ -68,7 +68,6 @@ func (x *run) restart(ctx context.Context) error {
 		}
 	}
 	x.report.RestartS = time.Since(began).Seconds()
-	x.client.CloseIdleConnections()
 	if err := x.write(ctx, min(x.o.Duration, 2*time.Second), 0); err != nil {
 		return err
 	}
@@ -87,7 +86,7 @@ func (x *run) restart(ctx context.Context) error {
 func (x *run) replay(ctx context.Context) error {
 	o := x.o
 	o.Collection, o.Collections, o.Rate, o.Batch, o.Followers = o.Collection+"-replay", 1, 0, 500, o.ReplayBy
-	y := &run{o: o, base: x.base, keys: o.Replay, client: x.client}
+	y := &run{o: o, base: x.base, keys: o.Replay}
 	if err := y.write(ctx, 0, int64(o.Replay)); err != nil {
 		return err
 	}

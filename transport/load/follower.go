@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -61,21 +60,11 @@ func (f *follower) run(ctx context.Context) {
 }
 
 func (f *follower) connection(ctx context.Context) error {
-	var d net.Dialer
-	host := f.base.Host
-	if f.base.Port() == "" {
-		host = net.JoinHostPort(host, map[string]string{"http": "80", "https": "443"}[f.base.Scheme])
-	}
-	c, err := d.DialContext(ctx, "tcp", host)
+	c, leave, err := dial(ctx, f.base)
 	if err != nil {
 		return err
 	}
-	if f.base.Scheme == "https" {
-		c = tls.Client(c, &tls.Config{ServerName: f.base.Hostname(), NextProtos: []string{"http/1.1"}})
-	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
+	defer leave()
 	f.fresh = true
 	if f.slow {
 		c = slow(c)

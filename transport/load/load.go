@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -109,7 +108,6 @@ func (r *Report) Faults() int { return r.Gaps + r.Doubles + r.Disorder }
 type run struct {
 	o       Options
 	base    *url.URL
-	client  *http.Client
 	report  Report
 	all     []*follower
 	latency Histogram
@@ -145,8 +143,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.PID == 0 {
 		o.PID = serverOf(base)
 	}
-	x := &run{o: o, base: base, keys: 10_000, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: o.Writers, MaxConnsPerHost: o.Writers}}}
-	defer x.client.CloseIdleConnections()
+	x := &run{o: o, base: base, keys: 10_000}
 	x.report = Report{Transport: o.Transport, Followers: o.Followers, Collections: o.Collections}
 	if err := x.fill(ctx); err != nil {
 		return nil, err
@@ -302,6 +299,8 @@ func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
 	}
 	for range x.o.Writers {
 		all.Go(func() {
+			s := x.sender()
+			defer s.close()
 			for ctx.Err() == nil {
 				if x.o.Rate > 0 && most == 0 {
 					if _, ok := <-due; !ok {
@@ -310,7 +309,7 @@ func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
 				} else if most == 0 && time.Now().After(over) || most > 0 && left.Add(-int64(x.o.Batch)) < -int64(x.o.Batch)+1 {
 					return
 				}
-				if err := x.post(ctx, x.o.Batch); err != nil {
+				if err := x.post(ctx, s, x.o.Batch); err != nil {
 					cancel(err)
 				}
 			}
@@ -324,7 +323,7 @@ func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
 }
 
 // post writes one request, of a collection.
-func (x *run) post(ctx context.Context, batch int) error {
+func (x *run) post(ctx context.Context, s *sender, batch int) error {
 	first := x.n.Add(int64(batch)) - int64(batch)
 	turn := int(first / int64(batch))
 	name := x.collection(turn)
@@ -340,20 +339,7 @@ func (x *run) post(ctx context.Context, batch int) error {
 		fmt.Fprintf(&body, `{"collection":%q,"op":"put","key":"%d","value":{"t":%d,"pad":"%s"}}`, name, row(i), sent.UnixNano(), pad)
 	}
 	body.WriteString(`]}`)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, x.base.String()+"/v1/"+url.PathEscape(x.o.Tenant)+"/changes", &body)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	if x.o.Token != "" {
-		req.Header.Set("Authorization", "Bearer "+x.o.Token)
-	}
-	res, err := x.client.Do(req)
-	if err != nil {
-		return err
-	}
-	answer, err := io.ReadAll(res.Body)
-	_ = res.Body.Close()
+	res, answer, err := s.send(ctx, body.Bytes())
 	if err != nil {
 		return err
 	}
