@@ -29,6 +29,8 @@ type contender struct {
 	ways   []*way
 	// dialect is how one publishes to it.
 	dialect *dialect
+	// post is how one publishes to it by a POST for each message, where dialect is something else.
+	post *dialect
 	// resumes: a follower that comes back is given what it missed.
 	resumes bool
 	// durable: what was published survives the server.
@@ -53,7 +55,7 @@ type paths struct {
 
 // contenders is all of them; Tidemark is first, because the others are held against it.
 func contenders() []*contender {
-	return []*contender{tidemark(), nchan(), centrifugo(), goSSE(), betterSSE(), bun(), ws(), socketIO(), natsServer()}
+	return []*contender{tidemark(), nchan(), centrifugo(), goSSE(), betterSSE(), bun(), ws(), socketIO(), natsServer(), emptyHandler()}
 }
 
 // way is how one follows a contender over a transport, or nil.
@@ -64,6 +66,25 @@ func (c *contender) way(transport string) *way {
 		}
 	}
 	return nil
+}
+
+// posts is how one publishes to a contender by POST, nil where that can't be.
+func (c *contender) posts() *dialect {
+	if c.post == nil && c.dialect.http {
+		return c.dialect
+	}
+	return c.post
+}
+
+// by is how a work is done over a transport with a contender, nil where it is not.
+func (w *work) by(c *contender, transport string) *way {
+	switch {
+	case !w.posts:
+		return c.way(transport)
+	case c.posts() == nil:
+		return nil
+	}
+	return &way{transport: transport}
 }
 
 // get is a request that a follower begins with.

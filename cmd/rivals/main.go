@@ -139,7 +139,7 @@ func measure(ctx context.Context, p *paths, w *work, present []*contender, round
 	for round := range rounds {
 		for _, transport := range w.over {
 			for _, c := range present {
-				way := c.way(transport)
+				way := w.by(c, transport)
 				if way == nil || w.resumes && !c.resumes || ctx.Err() != nil {
 					continue
 				}

@@ -27,7 +27,7 @@ func tidemark() *contender {
 	}
 	return &contender{
 		name:    "Tidemark",
-		about:   "`tidemark serve --data DIR " + strings.Join(tidemarkFlags, " ") + "`; published to by `write` frames of one WebSocket",
+		about:   "`tidemark serve --data DIR " + strings.Join(tidemarkFlags, " ") + "`; published to by `write` frames of one WebSocket, where not by POST",
 		resumes: true,
 		durable: true,
 		version: func(ctx context.Context, p *paths) (string, error) {
@@ -55,6 +55,7 @@ func tidemark() *contender {
 			},
 		},
 		dialect: tidemarkDialect(),
+		post:    tidemarkPosts(),
 	}
 }
 

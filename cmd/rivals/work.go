@@ -24,6 +24,8 @@ type work struct {
 	channels int
 	// resumes: only for those that give a follower what it missed.
 	resumes bool
+	// posts: nobody follows, and over says how many post.
+	posts bool
 	// over are the transports that it is done over.
 	over    []string
 	figures []figure
@@ -80,6 +82,12 @@ func works() []*work {
 			about:   "From its request until it has the last of them. What has not come 3 s after the one before counts as lost.",
 			figures: []figure{{key: "replayed", title: "thousand changes a second", more: true}},
 			do:      replay,
+		},
+		{
+			name: "posts", title: "One message a POST, each connection as soon as it was answered", channels: 1, posts: true, over: []string{"64 connections", "256 connections"},
+			about:   "How many are answered a second, and how long each takes. Tidemark answers once the change is synced to disk; nobody else here keeps anything.",
+			figures: []figure{{key: "rate", title: "thousand requests a second", more: true}, {key: "cpu", title: "CPU a request", unit: "µs"}, p50Figure, p99Figure},
+			do:      posting,
 		},
 	}
 }

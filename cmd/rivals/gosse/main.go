@@ -49,6 +49,14 @@ func main() {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	// No part of go-sse: see emptyHandler of cmd/rivals.
+	mux.HandleFunc("POST /empty", func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_, _ = io.WriteString(w, "{}\n")
+	})
 	mux.HandleFunc("GET /ready", func(http.ResponseWriter, *http.Request) {})
 	log.Fatal(http.ListenAndServe(os.Args[1], mux))
 }
