@@ -34,8 +34,13 @@ type poster struct {
 	err      error
 }
 
-// mostRead is how much of a request is read at a time.
-const mostRead = 16 << 10
+const (
+	// mostRead is how much of a request is read at a time.
+	mostRead = 16 << 10
+	// mostLearned is the most bytes of a body that is waited for though nobody has let it in: so that net/http
+	// gets the request whole, and its head can be known from then on.
+	mostLearned = 64 << 10
+)
 
 // wholeWithin is how long a request may take to come; then net/http gets what there is of it. Tests set it.
 var wholeWithin = stalled
@@ -150,12 +155,11 @@ func (p *poster) refer(request []byte) {
 // size is how many bytes a request has, which has come so far: total 0 where that is not known yet, known those of the
 // head if it is known. Not ok: it is not one to be answered here.
 func (p *poster) size(request []byte) (known, total int, ok bool) {
-	most := p.server.opts.Body
 	if head, n, same := p.same(request); same {
 		if head == 0 {
 			return 0, 0, true
 		}
-		return head, head + n, int64(n) <= most
+		return head, head + n, int64(n) <= p.server.opts.Body
 	}
 	const method = "POST "
 	if !bytes.HasPrefix(request, []byte(method)) && !bytes.HasPrefix([]byte(method), request) {
@@ -165,7 +169,7 @@ func (p *poster) size(request []byte) (known, total int, ok bool) {
 		return 0, 0, len(request) < mostAsked
 	}
 	l, ok := lengthIn(request)
-	return 0, l.head + l.n, ok && int64(l.n) <= most
+	return 0, l.head + l.n, ok && l.n <= mostLearned
 }
 
 // same tells whether a request has the head that is known, as far as it has come; head 0: not all of that has.
