@@ -15,8 +15,8 @@
 //
 // # Goroutines
 //
-// The package starts goroutines for WebSockets alone. They end when their client
-// leaves or their hub is drained, and [Server.Wait] waits for them; all others are
-// net/http's, and http.Server.Shutdown waits for those. A program stops by NotReady,
-// the hub's Drain, Shutdown and Wait, in this order.
+// The package takes the connections of feeds over from net/http, and those on which somebody polls or
+// writes over and over; what it starts for them ends when their client leaves or their hub is
+// drained, and [Server.Wait] waits for it. All others are net/http's, and http.Server.Shutdown waits for
+// those. A program stops by NotReady, the hub's Drain, Shutdown and Wait, in this order.
 package transport
