@@ -27,6 +27,7 @@ import (
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport"
 	"github.com/tidemark-sync/tidemark/transport/follow"
+	"github.com/tidemark-sync/tidemark/transport/load"
 )
 
 // The benchmarks of the whole write path: hub on the real log. Rates are to be
@@ -98,6 +99,7 @@ func BenchmarkWrite(b *testing.B) {
 				keys[i], values[i] = fmt.Sprint(i), value(i) // what making them takes is not the hub's
 			}
 			var n atomic.Int64
+			var latency load.Histogram
 			b.ResetTimer()
 			var all sync.WaitGroup
 			for range writers {
@@ -107,17 +109,20 @@ func BenchmarkWrite(b *testing.B) {
 						if i > b.N {
 							return
 						}
+						began := time.Now()
 						_, err := h.Write(b.Context(), hub.Everything, hub.Request{Tenant: "acme", Atomic: true, Writes: []hub.Write{
 							{Collection: "todos", Op: "put", Key: keys[i%len(keys)], Value: values[i%len(keys)]}}})
 						if err != nil {
 							b.Error(err)
 							return
 						}
+						latency.Add(time.Since(began))
 					}
 				})
 			}
 			all.Wait()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+			b.ReportMetric(latency.Quantile(0.99).Seconds()*1000, "p99-ms")
 		})
 	}
 }
