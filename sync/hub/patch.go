@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"fmt"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -25,15 +26,26 @@ func compact(what string, raw []byte) (string, error) {
 	if err := CheckBounds(raw, MaxDepth, MaxElements); err != nil {
 		return "", refuse(BadRequest, "%s %s", what, err)
 	}
-	v, err := jsontext.AppendFormat(make([]byte, 0, len(raw)), raw)
+	buf := formatted.Get().(*[]byte)
+	defer formatted.Put(buf)
+	v, err := jsontext.AppendFormat((*buf)[:0], raw)
 	if err != nil {
 		return "", refuse(BadRequest, "%s is not valid JSON: %s", what, err)
 	}
 	if len(v) > MaxValue {
 		return "", refuse(TooLarge, "%s has %d bytes; a row has at most %d: split it into several rows", what, len(v), MaxValue)
 	}
+	if cap(v) <= formattedKept {
+		*buf = v
+	}
 	return string(v), nil
 }
+
+// formatted are buffers of compact: with one of its own for each value there would be twice as much for the
+// garbage collector.
+var formatted = sync.Pool{New: func() any { return new([]byte) }}
+
+const formattedKept = 16 << 10 // bytes
 
 // CheckBounds returns an error if a JSON text nests deeper than mostDepth or has more
 // than mostElements elements. It says nothing about whether the text is valid, and is done

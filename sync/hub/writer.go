@@ -77,6 +77,7 @@ type Pending struct {
 	req    Request
 	grant  Grant
 	writes []prepared
+	one    [1]prepared // the memory of writes where there is one
 	size   int64
 	own    bool // it is the hub's: names and bounds of clients do not count
 
@@ -195,7 +196,9 @@ func (p *Pending) prepare(g Grant) error {
 	if p.size > maxQueued/4 {
 		return refuse(TooLarge, "the request has %d bytes; at most %d: split it", p.size, maxQueued/4)
 	}
-	p.writes = make([]prepared, len(r.Writes))
+	if p.writes = p.one[:]; len(r.Writes) > 1 {
+		p.writes = make([]prepared, len(r.Writes))
+	}
 	for i := range r.Writes {
 		if err := p.writes[i].check(&r.Writes[i], p.own); err != nil {
 			var refusal *Refusal
