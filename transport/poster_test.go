@@ -260,7 +260,7 @@ func TestAWriterWhoIsNotAskedAboutAnewIsStillRefusedOnceRevokedOrExpired(t *test
 	const ann = "Authorization: Bearer ann\r\n"
 	a := &named{}
 	s := open(t, settings{options: transport.Options{Authorizer: a}})
-	soon := time.Now().Add(700 * time.Millisecond)
+	soon := time.Now().Add(2 * time.Second)
 	a.expires.Store(&soon)
 	c := s.caller()
 	c.writes(ann)
