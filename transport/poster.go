@@ -13,7 +13,7 @@ import (
 )
 
 // poster is a client that posts changes over and over on one connection, which was taken over from net/http: there
-// a request of one change costs two goroutines that are woken, and three times the CPU of what the change itself does.
+// a request of one change, by one of 64 connections, cost 40 µs of CPU instead of 18.
 //
 // No head is parsed here. One that is, but for the number in Content-Length, byte for byte that of
 // the request that net/http read before on this connection was let in as that one was. Anything else goes back to
@@ -368,8 +368,8 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// crew does what posters have to do, on as few goroutines as keep up with it: to hand each request, and each
-// answer, to one of its own would cost a fifth of all.
+// crew does what posters have to do, on as few goroutines as keep up with it: none is woken for each request, and
+// each answer.
 type crew struct {
 	mu    sync.Mutex
 	jobs  []*poster // guarded by mu
