@@ -394,6 +394,27 @@ func TestAConnectionOnWhichManyWriteIsLeftToTheServer(t *testing.T) {
 	}
 }
 
+// Neither does one on which every few writes something else is asked: to go there and back costs more than a write.
+func TestAConnectionThatIsUsedForOtherThingsInBetweenIsLeftToTheServer(t *testing.T) {
+	s := open(t, settings{})
+	c := s.caller()
+	for i := range 8 {
+		for range 3 {
+			c.send(post(changes(put("a", `{}`))))
+			if r, _ := c.answer(); r.StatusCode != http.StatusOK {
+				t.Fatalf("%d: %s", i, r.Status)
+			}
+		}
+		c.send("GET /healthz HTTP/1.1\r\n" + usual + "\r\n")
+		if r, _ := c.answer(); r.StatusCode != http.StatusOK {
+			t.Fatalf("%d: %s", i, r.Status)
+		}
+	}
+	if n := transport.Posters(s.server); n != 0 {
+		t.Errorf("%d write past net/http", n)
+	}
+}
+
 func TestManyWritersAtOnceAreEachAnsweredWithTheirOwn(t *testing.T) {
 	s := open(t, settings{})
 	const writers, each = 40, 50
