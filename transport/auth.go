@@ -25,6 +25,12 @@ type Authorizer interface {
 // writes, on one connection are not asked about anew.
 type Steady interface{ Steady() bool }
 
+// steady tells whether a grant stays good until it ends, for all who bear the same.
+func (s *Server) steady(g hub.Grant) bool {
+	a, ok := s.opts.Authorizer.(Steady)
+	return ok && a.Steady() && g.Check == nil
+}
+
 // Loopback is the Authorizer of a server without credentials, which must listen on
 // loopback only: whoever reaches it may do everything. It answers to loopback names
 // alone, so that no web page gets through to it by rebinding a name of its own.

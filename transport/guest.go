@@ -69,6 +69,9 @@ const (
 	mostAsked = 4 << 10
 )
 
+// speaksOfBody are the fields that change what a body is, or when it comes.
+var speaksOfBody = []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
+
 // mayTakeOver tells whether what a request came on may be taken over.
 func mayTakeOver(r *http.Request) bool {
 	if !watches || r.ProtoMajor != 1 || r.ProtoMinor == 0 || r.TLS != nil {
@@ -135,6 +138,30 @@ func field(name string, values ...string) string {
 		line += name + ": " + value + "\r\n"
 	}
 	return line
+}
+
+// appendCommon appends the header fields that all answers have; vary is g.vary but for those that are cached.
+func (g *guest) appendCommon(dst []byte, vary string) []byte {
+	dst = time.Now().UTC().AppendFormat(append(dst, "Date: "...), http.TimeFormat)
+	dst = append(append(append(dst, "\r\n"...), vary...), g.common...)
+	if g.parting {
+		dst = append(dst, "Connection: close\r\n"...)
+	}
+	return dst
+}
+
+// goOn waits for the next request, or whatever comes next, once the request under way was answered.
+func (g *guest) goOn() {
+	early := g.early
+	g.early = nil
+	switch {
+	case g.parting:
+		g.close()
+	case len(early) > 0:
+		go g.giveBack(early)
+	default:
+		g.await(g.patience)
+	}
 }
 
 // readable is called when there is something to read.

@@ -47,8 +47,7 @@ var wholeWithin = stalled
 
 // post answers a request of changes on a connection that it takes over. false: nothing was done.
 func (s *Server) post(w http.ResponseWriter, r *http.Request, c call, result hub.Result) bool {
-	a, ok := s.opts.Authorizer.(Steady)
-	if !ok || !a.Steady() || c.grant.Check != nil || r.ContentLength <= 0 || r.Close {
+	if !s.steady(c.grant) || r.ContentLength <= 0 || r.Close {
 		return false
 	}
 	p := &poster{call: c, answered: true, result: result}
@@ -245,12 +244,7 @@ func (p *poster) reply(b []byte) []byte {
 				b = append(b, field(name, values...)...)
 			}
 		}
-		b = time.Now().UTC().AppendFormat(append(b, "Date: "...), http.TimeFormat)
-		b = append(append(append(b, "\r\n"...), p.vary...), p.common...)
-		if p.parting {
-			b = append(b, "Connection: close\r\n"...)
-		}
-		b = append(strconv.AppendInt(append(b, "Content-Length: "...), int64(len(body)), 10), "\r\n\r\n"...)
+		b = append(strconv.AppendInt(append(p.appendCommon(b, p.vary), "Content-Length: "...), int64(len(body)), 10), "\r\n\r\n"...)
 		b = append(b, body...)
 		return body, nil
 	})
@@ -264,7 +258,7 @@ func (p *poster) send(b []byte) {
 		b = p.attempt.write(p.raw, b)
 	}
 	if len(b) == 0 {
-		p.sent()
+		p.goOn()
 		return
 	}
 	rest := slices.Clone(b)
@@ -273,22 +267,8 @@ func (p *poster) send(b []byte) {
 			p.close()
 			return
 		}
-		p.sent()
+		p.goOn()
 	}()
-}
-
-// sent waits for the next request.
-func (p *poster) sent() {
-	early := p.early
-	p.early = nil
-	switch {
-	case p.parting:
-		p.close()
-	case len(early) > 0:
-		p.refer(early)
-	default:
-		p.await(p.patience)
-	}
 }
 
 // length is where a head says how long the body is.
@@ -334,9 +314,6 @@ func lengthIn(request []byte) (l length, ok bool) {
 	}
 	return l, ok
 }
-
-// speaksOfBody are the fields that change what a body is, or when it comes.
-var speaksOfBody = []string{"Expect", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 // number10 reads a whole number as net/http does, but for those that are too large or begin with a 0.
 func number10(digits []byte) (n int, ok bool) {

@@ -120,8 +120,7 @@ type known struct {
 // know remembers the query that was let in.
 func (v *visitor) know(f *feedRequest) {
 	v.known = known{}
-	a, ok := v.server.opts.Authorizer.(Steady)
-	if !ok || !a.Steady() || v.call.grant.Check != nil || len(f.starts) != 1 || len(f.starts[0].Cursors) != 1 {
+	if !v.server.steady(v.call.grant) || len(f.starts) != 1 || len(f.starts[0].Cursors) != 1 {
 		return
 	}
 	cursor := f.starts[0].Cursors[0]
@@ -330,17 +329,7 @@ func (v *visitor) release() {
 // done waits for the next request, once one is answered.
 func (v *visitor) done() {
 	v.release()
-	early := v.early
-	v.early = nil
-	switch {
-	case v.parting:
-		v.close()
-		return
-	case len(early) > 0:
-		go v.giveBack(early)
-		return
-	}
-	v.await(v.patience)
+	v.goOn()
 }
 
 // Send is a Sink's.
@@ -401,23 +390,14 @@ func (v *visitor) appendHead(dst []byte) []byte {
 	} else {
 		dst = append(dst, "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson"...)
 	}
-	dst = append(dst, "\r\nDate: "...)
-	dst = time.Now().UTC().AppendFormat(dst, http.TimeFormat)
-	dst = append(dst, "\r\nCache-Control: "...)
-	dst = append(dst, h.cache...)
-	dst = append(dst, "\r\nETag: "...)
-	dst = append(dst, h.tag...)
+	dst = append(append(dst, "\r\nCache-Control: "...), h.cache...)
+	dst = append(append(dst, "\r\nETag: "...), h.tag...)
 	dst = append(dst, "\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"...)
-	if h.vary == "" {
-		dst = append(dst, v.vary...)
-	} else {
-		dst = append(dst, field("Vary", h.vary)...)
+	vary := v.vary
+	if h.vary != "" {
+		vary = field("Vary", h.vary)
 	}
-	dst = append(dst, v.common...)
-	if v.parting {
-		dst = append(dst, "Connection: close\r\n"...)
-	}
-	return dst
+	return v.appendCommon(dst, vary)
 }
 
 // send is a pollAnswer's.

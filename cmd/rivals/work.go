@@ -85,7 +85,7 @@ func works() []*work {
 		},
 		{
 			name: "posts", title: "One message a POST, each connection as soon as it was answered", channels: 1, posts: true, over: []string{"64 connections", "256 connections"},
-			about:   "How many are answered a second, and how long each takes. Tidemark answers once the change is synced to disk; nobody else here keeps anything.",
+			about:   "How many are answered a second, and how long each takes. Tidemark answers once the change is synced to disk; nobody else here writes to one.",
 			figures: []figure{{key: "rate", title: "thousand requests a second", more: true}, {key: "cpu", title: "CPU a request", unit: "µs"}, p50Figure, p99Figure},
 			do:      posting,
 		},
