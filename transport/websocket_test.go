@@ -315,6 +315,7 @@ func TestWritesAreAnsweredInTheirOrderHoweverManyAreUnderWay(t *testing.T) {
 				st.send(fmt.Sprintf(`{"type":"write","id":"%d","changes":[%s]}`, i, put(fmt.Sprint(i), `{}`)))
 			}
 		}
+		time.Sleep(time.Second)
 		n := 0
 		for _, f := range st.now() {
 			if f.Type == "live" {

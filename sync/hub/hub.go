@@ -91,6 +91,7 @@ type Hub struct {
 	abort context.CancelCauseFunc
 
 	fences    *fences
+	gathering *gathering
 	unsettled atomic.Bool // it is not known what became of a group: the log does not answer
 
 	// Owned by the writer.
@@ -134,7 +135,7 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 	h := &Hub{
 		log: log, opts: opts, began: time.Now(), fences: fences, state: newState(log.Epoch()),
 		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
-		sessions: make(map[*Session]struct{}),
+		sessions: make(map[*Session]struct{}), gathering: newGathering(),
 	}
 	h.parking.over = make(chan struct{})
 	if err := h.load(ctx); err != nil {

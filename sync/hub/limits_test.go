@@ -46,7 +46,7 @@ func TestATenantThatWritesTooFastIsToldAndOthersAreNot(t *testing.T) {
 		for tenant, most := range map[string]int{"small": 2000, "large": 10_000} { // two seconds' worth
 			n, err := flood(tenant)
 			retry := tooMany(t, err, fmt.Sprintf("%d changes a second", most/2))
-			if n != most {
+			if n < most || n > most+most/100 { // a write may wait for others, 2 ms a time
 				t.Errorf("%s writes %d at once", tenant, n)
 			}
 			if err := into(h, "quiet", put("todos", "1", `{}`)); err != nil {
@@ -57,7 +57,7 @@ func TestATenantThatWritesTooFastIsToldAndOthersAreNot(t *testing.T) {
 				t.Errorf("%s, after the time that it was told: %v", tenant, err)
 			}
 			time.Sleep(time.Second)
-			if n, _ := flood(tenant); n < most/2 || n > most {
+			if n, _ := flood(tenant); n < most/2 || n > most+most/100 {
 				t.Errorf("%s saves up %d in about a second", tenant, n)
 			}
 		}

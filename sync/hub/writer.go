@@ -81,6 +81,8 @@ type Pending struct {
 	size   int64
 	own    bool // it is the hub's: names and bounds of clients do not count
 
+	since time.Time // when it came, where a group waited for company
+
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
 	done   chan struct{} // closed when what follows is set; nil: then is called instead
@@ -151,6 +153,7 @@ func (h *Hub) enqueue(p *Pending) error {
 	if err := h.fences.enter(p); err != nil {
 		return h.counted(p.req.Tenant, err)
 	}
+	h.gathering.note(p, len(h.queue)+1)
 	h.queue <- p // there is room: no more have entered than it holds
 	return nil
 }
@@ -323,6 +326,7 @@ func (h *Hub) run() {
 		select {
 		case p := <-h.queue:
 			if h.stand(p) {
+				h.gather()
 				h.write()
 			}
 		case <-h.later.over.C:
