@@ -20,7 +20,7 @@ import (
 // send, pong and Write may be called concurrently.
 type link struct {
 	net.Conn
-	early []byte        // owned by Read: what came with the handshake
+	early []byte        // owned by who reads: what came with the handshake, or was read since, and the library has not seen
 	read  *bufio.Reader // the library's
 
 	rest []byte // owned by who calls attempt: what it has left; at first, the answer to the handshake
@@ -41,7 +41,9 @@ const (
 func (l *link) Read(b []byte) (int, error) {
 	if len(l.early) > 0 {
 		n := copy(b, l.early)
-		l.early = l.early[n:]
+		if l.early = l.early[n:]; len(l.early) == 0 {
+			l.early = nil
+		}
 		return n, nil
 	}
 	return l.Conn.Read(b)
@@ -51,9 +53,33 @@ func (l *link) Read(b []byte) (int, error) {
 // reads.
 func (l *link) buffered() bool { return len(l.early) > 0 || l.read.Buffered() > 0 }
 
+const masked = 0x80 // in the second byte of a frame: it is a client's (RFC 6455, 5.2)
+
+// textOf is the text message that a client's bytes begin with, unmasked where it stands, and the size of its frame; 0
+// if it is not whole, not in one frame, longer than most, or none that the library would take.
+func textOf(b []byte, most int64) (text []byte, size int) {
+	if len(b) < 6 || b[0] != opText || b[1]&masked == 0 {
+		return nil, 0
+	}
+	n, at := int(b[1]&^masked), 2
+	switch n {
+	case 126:
+		n, at = int(binary.BigEndian.Uint16(b[at:])), at+2
+	case 127:
+		return nil, 0
+	}
+	if size = at + 4 + n; len(b) < size || int64(n) > most {
+		return nil, 0
+	}
+	key, text := b[at:at+4], b[at+4:size]
+	for i := range text {
+		text[i] ^= key[i&3]
+	}
+	return text, size
+}
+
 // pongOf is the size of the pong that a client's bytes begin with, 0 if that is not a whole one.
 func pongOf(b []byte) int {
-	const masked = 0x80
 	if len(b) < 6 || b[0] != opPong || b[1]&masked == 0 || b[1] > masked|125 || len(b) < 6+int(b[1]&^masked) {
 		return 0
 	}

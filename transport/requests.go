@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"time"
@@ -39,33 +40,46 @@ func (k *socket) bad(detail string) {
 
 // request does what a frame of the client's asks for.
 func (k *socket) request(line []byte) (goOn bool) {
-	var head struct {
-		Type *string        `json:"type"`
-		ID   jsontext.Value `json:"id"`
+	var b body
+	// Writes are most of what there is: they are not read twice where they say at once what they are.
+	known := bytes.HasPrefix(line, []byte(`{"type":"write"`)) && decode(line, &b) == nil
+	kind, id := b.Type, b.ID
+	if !known {
+		var head struct {
+			Type *string        `json:"type"`
+			ID   jsontext.Value `json:"id"`
+		}
+		if jsonv2.Unmarshal(line, &head) != nil || head.Type == nil {
+			k.bad(`a frame must be one line of valid JSON, an object with a "type"`)
+			return false
+		}
+		kind, id = *head.Type, head.ID
 	}
-	if jsonv2.Unmarshal(line, &head) != nil || head.Type == nil {
-		k.bad(`a frame must be one line of valid JSON, an object with a "type"`)
-		return false
-	}
-	id := head.ID
 	if len(id) > feed.MaxID+2 || len(id) > 0 && id[0] != '"' && (id[0] < '0' || id[0] > '9') {
 		k.refuse(nil, newProblem(hub.BadRequest, "id must be a string of at most %d bytes", feed.MaxID))
 		return true
 	}
 	var err error
-	switch *head.Type {
+	switch kind {
 	case "subscribe":
 		err = k.subscribe(line, id)
 	case "unsubscribe":
 		err = k.unsubscribe(line, id)
 	case "write":
-		pending, err := k.write(line)
+		if !known {
+			b = body{}
+			err = decode(line, &b)
+		}
+		var pending *hub.Pending
+		if err == nil {
+			pending, err = k.write(&b)
+		}
 		k.answer(written{id, pending, err})
 		return true
 	case "auth":
 		err = k.auth(line, id)
 	default:
-		err = newProblem(hub.BadRequest, "type %q is not known: subscribe, unsubscribe, write or auth", clip(*head.Type))
+		err = newProblem(hub.BadRequest, "type %q is not known: subscribe, unsubscribe, write or auth", clip(kind))
 	}
 	if err != nil {
 		k.refuse(id, err)
@@ -155,11 +169,7 @@ func (k *socket) auth(line, id []byte) error {
 	return k.session.Renew(grant, done(id))
 }
 
-func (k *socket) write(line []byte) (*hub.Pending, error) {
-	var b body
-	if err := decode(line, &b); err != nil {
-		return nil, err
-	}
+func (k *socket) write(b *body) (*hub.Pending, error) {
 	req, err := b.request(k.tenant)
 	if err != nil {
 		return nil, err

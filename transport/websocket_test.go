@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	ws "github.com/coder/websocket"
+	"pgregory.net/rapid"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
@@ -537,6 +539,117 @@ func TestRevealsNoHalfOfATransactionWrittenOverASocket(t *testing.T) {
 }
 
 // rawSocket is a WebSocket by hand: it answers nothing by itself.
+// Whatever is on the way cuts a stream of frames as it likes, and a client's library sends messages in as many
+// frames as it likes, with control frames in between.
+func TestWhatASocketWritesTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome(t *testing.T) {
+	s := open(t, settings{})
+	run := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		c, _ := s.socket("heartbeat=30")
+		defer c.conn.Close()
+		c.open(t)
+		var stream []byte
+		var want []string
+		frame := func(first byte, payload string) {
+			key := rapid.Uint32().Draw(rt, "key")
+			stream = append(stream, clientFrame(first, [4]byte(binary.BigEndian.AppendUint32(nil, key)), payload)...)
+		}
+		control := func() {
+			switch rapid.IntRange(0, 5).Draw(rt, "control") {
+			case 0:
+				frame(0x80|9, fmt.Sprint("ping", len(stream)))
+			case 1:
+				frame(0x80|10, rapid.SampledFrom([]string{"", "a pong that nobody asked for"}).Draw(rt, "pong"))
+			}
+		}
+		written := feed.Seq(0)
+		text := func() string {
+			id := fmt.Sprint(len(want))
+			key := fmt.Sprint("run", run, "-", id)
+			switch rapid.IntRange(0, 5).Draw(rt, "kind") {
+			case 0:
+				want = append(want, `"type":"error","id":"`+id)
+				return fmt.Sprintf(`{"type":"write","id":"%s","changes":[{"op":"fly","collection":"todos","key":"a"}]}`, id)
+			case 1:
+				want = append(want, `"type":"error","id":"`+id)
+				return fmt.Sprintf(`{"id":"%s","type":"write","what":1}`, id)
+			case 2:
+				written++
+				want = append(want, `"type":"written","id":"`+id)
+				return fmt.Sprintf(` { "id":"%s","changes":[%s],"type":"write"}`, id, put(key, `{}`))
+			}
+			written++
+			want = append(want, `"type":"written","id":"`+id)
+			pad := strings.Repeat("x", rapid.OneOf(rapid.IntRange(0, 100), rapid.IntRange(0, 70_000)).Draw(rt, "pad"))
+			return fmt.Sprintf(`{"type":"write","id":"%s","changes":[%s]}`, id, put(key, fmt.Sprintf(`{"pad":%q}`, pad)))
+		}
+		for range rapid.IntRange(1, 8).Draw(rt, "messages") {
+			control()
+			m := text()
+			for range rapid.IntRange(0, 2).Draw(rt, "more") { // lines of the same message
+				m += "\n" + text()
+			}
+			first := byte(1)
+			for range rapid.IntRange(0, 2).Draw(rt, "fragments") {
+				n := rapid.IntRange(0, len(m)).Draw(rt, "fragment")
+				frame(first, m[:n])
+				m, first = m[n:], 0
+				control()
+			}
+			frame(0x80|first, m)
+		}
+		cuts := []int{0, len(stream)}
+		for range rapid.IntRange(0, 6).Draw(rt, "cuts") {
+			cuts = append(cuts, rapid.IntRange(0, len(stream)).Draw(rt, "cut"))
+		}
+		slices.Sort(cuts)
+		head := s.hub.Stats().Head
+		go func() {
+			for i := 1; i < len(cuts); i++ {
+				_, _ = c.conn.Write(stream[cuts[i-1]:cuts[i]])
+				time.Sleep(time.Duration(i%2) * time.Millisecond) // so that they come as they are; whatever comes is right
+			}
+		}()
+		_ = c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for answers := 0; answers < len(want); {
+			op, said, err := c.read()
+			if err != nil {
+				rt.Fatalf("instead of answer %d of %d: %v", answers, len(want), err)
+			}
+			if op != 1 {
+				continue // a pong; of several pings only the last has to be answered
+			}
+			for line := range strings.SplitSeq(said, "\n") {
+				if strings.Contains(line, `"type":"live"`) {
+					continue
+				}
+				if answers == len(want) || !strings.Contains(line, want[answers]) {
+					rt.Fatalf("answer %d is %.300s, and not one to %s", answers, line, want[min(answers, len(want)-1)])
+				}
+				answers++
+			}
+		}
+		if n := s.hub.Stats().Head - head; n != written {
+			rt.Fatalf("%d writes took effect %d times", written, n)
+		}
+		if err := c.write(8, "\x03\xe8"); err != nil {
+			rt.Fatal(err)
+		}
+		for {
+			if op, said, err := c.read(); err != nil {
+				rt.Fatalf("instead of a close frame: %v", err)
+			} else if op == 8 {
+				if said != "\x03\xe8" {
+					rt.Errorf("closed by %q", said)
+				}
+				break
+			}
+		}
+	})
+	s.sessions(0)
+}
+
 type rawSocket struct {
 	conn net.Conn
 	r    *bufio.Reader
@@ -581,7 +694,13 @@ func (c *rawSocket) open(t *testing.T) {
 
 // write sends one frame, masked with zeros.
 func (c *rawSocket) write(op byte, payload string) error {
-	b := []byte{0x80 | op}
+	_, err := c.conn.Write(clientFrame(0x80|op, [4]byte{}, payload))
+	return err
+}
+
+// clientFrame is one frame of a client's.
+func clientFrame(first byte, key [4]byte, payload string) []byte {
+	b := []byte{first}
 	switch n := len(payload); {
 	case n < 126:
 		b = append(b, 0x80|byte(n))
@@ -590,8 +709,11 @@ func (c *rawSocket) write(op byte, payload string) error {
 	default:
 		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(n))
 	}
-	_, err := c.conn.Write(append(append(b, 0, 0, 0, 0), payload...))
-	return err
+	b = append(b, key[:]...)
+	for i := range len(payload) {
+		b = append(b, payload[i]^key[i%4])
+	}
+	return b
 }
 
 // read returns the next frame; fragments come one by one.
