@@ -44,6 +44,7 @@ type Config struct {
 	Tombstones time.Duration // how long removes are remembered; 0: 7 days
 	IDs        time.Duration // how long ids are remembered; 0: 1 h
 	IDsMost    int           // how many ids of one tenant are remembered; 0: 1,000,000
+	Gather     time.Duration // how long changes that come fast wait for each other; 0: 4 ms, 1 ns: they do not
 	PollCache  string        // Cache-Control of long-poll answers that may be cached
 
 	Relaxed    bool             // acknowledge before it is durable
@@ -189,7 +190,7 @@ func run(ctx context.Context, c Config) (err error) {
 	log, h, err := openStore(ctx, c, broker.Options{
 		Dir: c.Data, Relaxed: c.Relaxed, Reserve: c.Reserve, Scrub: c.Scrub, Damaged: k.damaged, History: c.History, Logger: c.Logger,
 	}, hub.Options{
-		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Sessions: c.Strangers.MaxConnections,
+		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Gather: c.Gather, Sessions: c.Strangers.MaxConnections,
 		Limits: c.Limits, TenantLimits: c.TenantLimits, Tenants: c.Tenants, Clock: bootClock(), Logger: c.Logger,
 	})
 	if err != nil {

@@ -7,11 +7,13 @@ import (
 
 // gathering has changes that come one by one, but fast, wait for each other. Else each has a group of its own, with a
 // sync of the disk and all the threads that are woken for one: of 2,000 changes a second with five followers each that
-// was 40 % of the CPU. Who writes less often than every gatherFor/2 never waits, and who writes as soon as
-// the write before was answered hardly ever does, be it one or many: after them nobody comes while they wait.
+// was 40 % of the CPU. Who waits for each answer before writing on, be it one or many, is told from those by this: after
+// them nobody comes while they wait.
 type gathering struct {
 	on   atomic.Bool   // a group waits
 	full chan struct{} // room for one: gatherMost stand in line behind it
+
+	most time.Duration // after the group before, one that waits begins; static. The timers of a server may be 1 ms late
 
 	// Owned by the writer.
 	began time.Time   // when the group before did
@@ -22,20 +24,20 @@ type gathering struct {
 }
 
 const (
-	// gatherFor is how long after the group before one that waits begins. The timers of a server may be 1 ms late.
-	gatherFor = 2 * time.Millisecond
+	// MaxGather bounds Options.Gather.
+	MaxGather = 100 * time.Millisecond
 	// gatherMost ends a wait: a sync is shared by so many as it is.
 	gatherMost = 16
 
-	// Of waits that are worth it every third time or more often none is left out.
-	worthUp, worthDown, worthMost = 2, 1, 8
+	// None is left out where every fifth is worth it: what one client sends may come in clumps.
+	worthUp, worthDown, worthMost = 4, 1, 8
 
 	restLeast = 64
-	restMost  = 1024 // for who writes alone one vain wait in so many groups is half a percent of the time
+	restMost  = 2048 // for who writes alone, with 0.3 ms a sync, one vain wait in so many groups is 1 % of the time
 )
 
-func newGathering() *gathering {
-	g := &gathering{full: make(chan struct{}, 1), over: time.NewTimer(time.Hour), skip: restLeast, rest: restLeast}
+func newGathering(most time.Duration) *gathering {
+	g := &gathering{most: most, full: make(chan struct{}, 1), over: time.NewTimer(time.Hour), skip: restLeast, rest: restLeast}
 	g.over.Stop()
 	return g
 }
@@ -58,9 +60,9 @@ func (g *gathering) note(p *Pending, n int) {
 func (h *Hub) gather() {
 	g := h.gathering
 	now := time.Now()
-	until := g.began.Add(gatherFor)
+	until := g.began.Add(g.most)
 	g.began = now
-	if until.Sub(now) <= gatherFor/2 || len(h.queue) >= gatherMost/4 {
+	if until.Sub(now) <= g.most/2 || len(h.queue) >= gatherMost/4 {
 		return
 	}
 	if g.skip > 0 {

@@ -27,6 +27,11 @@ type Options struct {
 	// forgotten before their time where there are more. What is written at one moment
 	// may exceed it, until the next. Default 1,000,000.
 	IDCount int
+	// Gather is how long changes that come one by one, but fast, wait for each other, so that they share a group: one
+	// is not begun before this time after the one before. Nobody waits who comes later than half of it after that, nor, but
+	// for one time in two thousand, where only those write who wait for their answers. At most MaxGather; 1 ns has
+	// nobody wait. Default 4 ms.
+	Gather time.Duration
 	// Log is how much of the log is kept at least before a checkpoint replaces it, in
 	// bytes; it grows with the state, so that checkpoints write each byte about once
 	// more. Default 64 MiB.
@@ -46,8 +51,14 @@ type Options struct {
 }
 
 func (o *Options) validate() error {
-	if o.Memory < 0 || o.Tombstones < 0 || o.IDs < 0 || o.IDCount < 0 || o.Log < 0 || o.Sessions < 0 {
+	if o.Memory < 0 || o.Tombstones < 0 || o.IDs < 0 || o.IDCount < 0 || o.Log < 0 || o.Sessions < 0 || o.Gather < 0 {
 		return errors.New("hub: an option is negative")
+	}
+	if o.Gather > MaxGather {
+		return fmt.Errorf("hub: changes would wait %s for each other; at most %s", o.Gather, MaxGather)
+	}
+	if o.Gather == 0 {
+		o.Gather = 4 * time.Millisecond
 	}
 	if o.Memory == 0 {
 		o.Memory = 1 << 30
@@ -135,7 +146,7 @@ func Open(ctx context.Context, log feed.Log, opts Options) (*Hub, error) {
 	h := &Hub{
 		log: log, opts: opts, began: time.Now(), fences: fences, state: newState(log.Epoch()),
 		queue: make(chan *Pending, queueLength), door: make(chan func()), stop: make(chan struct{}), done: make(chan struct{}),
-		sessions: make(map[*Session]struct{}), gathering: newGathering(),
+		sessions: make(map[*Session]struct{}), gathering: newGathering(opts.Gather),
 	}
 	h.parking.over = make(chan struct{})
 	if err := h.load(ctx); err != nil {

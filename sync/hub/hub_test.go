@@ -117,7 +117,7 @@ func rows(t testing.TB, h *hub.Hub, collection string) (all []string) {
 }
 
 func TestOptionsThatMakeNoSenseAreErrors(t *testing.T) {
-	for _, o := range []hub.Options{{Memory: -1}, {Tombstones: -1}, {IDs: -1}, {IDCount: -1}, {Log: -1}, {Sessions: -1}} {
+	for _, o := range []hub.Options{{Memory: -1}, {Tombstones: -1}, {IDs: -1}, {IDCount: -1}, {Log: -1}, {Sessions: -1}, {Gather: -1}, {Gather: 2 * hub.MaxGather}} {
 		if h, err := hub.Open(context.Background(), feedtest.NewMemory(), o); err == nil {
 			h.Drain(context.Background())
 			t.Errorf("%+v is taken", o)
