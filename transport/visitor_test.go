@@ -311,6 +311,7 @@ func TestAStoppingServerTellsWhoPollsAndKeepsNobody(t *testing.T) {
 	idle, waiting := s.caller(), s.caller()
 	idle.settle()
 	waiting.settle()
+	s.sessions(0) // else that of the poll before might be the one that is looked for
 	waiting.at = s.hubCursor()
 	waiting.send(waiting.poll(55))
 	s.sessions(1)
