@@ -28,6 +28,9 @@ const (
 	MaxGather = 100 * time.Millisecond
 	// gatherMost ends a wait: a sync is shared by so many as it is.
 	gatherMost = 16
+	// gatherLeast is how many must come during a wait for it to be worth it. With 1,000 changes a second about three do: that
+	// spared a fifth of the CPU and took three times the time; with 2,000 it spares 40 %.
+	gatherLeast = 5
 
 	// None is left out where every fifth is worth it: what one client sends may come in clumps.
 	worthUp, worthDown, worthMost = 4, 1, 8
@@ -60,9 +63,9 @@ func (g *gathering) note(p *Pending, n int) {
 func (h *Hub) gather() {
 	g := h.gathering
 	now := time.Now()
-	until := g.began.Add(g.most)
+	began, until := g.began, g.began.Add(g.most)
 	g.began = now
-	if until.Sub(now) <= g.most/2 || len(h.queue) >= gatherMost/4 {
+	if now.Sub(began) >= g.most*3/8 || len(h.queue) >= gatherMost/4 {
 		return
 	}
 	if g.skip > 0 {
@@ -81,11 +84,13 @@ func (h *Hub) gather() {
 	case <-g.full: // it came too late
 	default:
 	}
+	n := len(h.line)
 	for h.another() {
 	}
 	g.began = time.Now()
 	// Who waits for an answer before they write again have all come in the first half.
-	if last := h.line[len(h.line)-1]; last.since.After(now.Add(until.Sub(now) / 2)) {
+	last := h.line[len(h.line)-1].since
+	if len(h.line)-n >= gatherLeast && last.After(now.Add(until.Sub(now)/2)) {
 		g.worth, g.rest = min(g.worth+worthUp, worthMost), restLeast
 	} else if g.worth -= worthDown; g.worth < 0 {
 		g.worth, g.skip, g.rest = 0, g.rest, min(2*g.rest, restMost)

@@ -3,6 +3,7 @@ package hub_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -40,6 +41,12 @@ func gathers(t *testing.T, opts hub.Options, fn func(h *hub.Hub, groups func() i
 // every writes n changes, one after each pause, whether or not those before were answered, and returns how long
 // the slowest took.
 func every(t *testing.T, h *hub.Hub, pause time.Duration, n int) (slowest time.Duration) {
+	t.Helper()
+	return slices.Max(times(t, h, pause, n))
+}
+
+// times is every, and returns how long each took.
+func times(t *testing.T, h *hub.Hub, pause time.Duration, n int) (each []time.Duration) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	for i := range n {
@@ -50,12 +57,12 @@ func every(t *testing.T, h *hub.Hub, pause time.Duration, n int) (slowest time.D
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			slowest = max(slowest, time.Since(began))
+			each = append(each, time.Since(began))
 		})
 		time.Sleep(pause)
 	}
 	all.Wait()
-	return slowest
+	return each
 }
 
 func TestChangesThatComeFastShareAGroupAndNoneWaitsLong(t *testing.T) {
@@ -87,6 +94,21 @@ func TestWhoSeldomWritesWaitsForNobody(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhereFewWouldShareAGroupHardlyAnybodyWaits(t *testing.T) {
+	gathers(t, hub.Options{}, func(h *hub.Hub, _ func() int) {
+		const n = 20_000
+		late := 0
+		for _, took := range times(t, h, time.Millisecond, n) {
+			if took > syncs {
+				late++
+			}
+		}
+		if late > n/100 {
+			t.Errorf("of %d changes, one every millisecond, %d waited for others", n, late)
+		}
+	})
 }
 
 func TestWhoWritesOneAfterTheOtherIsNotHeldUp(t *testing.T) {

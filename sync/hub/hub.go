@@ -28,7 +28,7 @@ type Options struct {
 	// may exceed it, until the next. Default 1,000,000.
 	IDCount int
 	// Gather is how long changes that come one by one, but fast, wait for each other, so that they share a group: one
-	// is not begun before this time after the one before. Nobody waits who comes later than half of it after that, nor, but
+	// is not begun before this time after the one before. With the default hardly anybody waits below some 1,300 a second, nor, but
 	// for one time in two thousand, where only those write who wait for their answers. At most MaxGather; 1 ns has
 	// nobody wait. Default 4 ms.
 	Gather time.Duration
