@@ -142,12 +142,30 @@ func field(name string, values ...string) string {
 
 // appendCommon appends the header fields that all answers have; vary is g.vary but for those that are cached.
 func (g *guest) appendCommon(dst []byte, vary string) []byte {
-	dst = time.Now().UTC().AppendFormat(append(dst, "Date: "...), http.TimeFormat)
-	dst = append(append(append(dst, "\r\n"...), vary...), g.common...)
+	dst = append(append(appendDate(dst), vary...), g.common...)
 	if g.parting {
 		dst = append(dst, "Connection: close\r\n"...)
 	}
 	return dst
+}
+
+// dated is the header field Date of one second.
+type dated struct {
+	second int64
+	field  string
+}
+
+var lastDate atomic.Pointer[dated]
+
+// appendDate appends the header field Date. It is made once a second.
+func appendDate(dst []byte) []byte {
+	now := time.Now()
+	d := lastDate.Load()
+	if d == nil || d.second != now.Unix() {
+		d = &dated{now.Unix(), field("Date", now.UTC().Format(http.TimeFormat))}
+		lastDate.Store(d)
+	}
+	return append(dst, d.field...)
 }
 
 // goOn waits for the next request, or whatever comes next, once the request under way was answered.

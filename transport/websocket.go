@@ -380,19 +380,14 @@ func (k *socket) readable(id uint64) {
 	}
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		b = slices.Grow(b, mostRead)[:mostRead]
-		for {
-			n, over := arrived(k.raw, b, false)
-			came := k.pongs(b[:n])
-			switch {
-			case over || len(came) > 0:
-				k.link.early = slices.Clone(came)
-				go k.read(id)
-				return b, nil
-			case n < len(b):
-				k.server.idle.again(k.raw, id)
-				return b, nil
-			}
+		n, over := arrived(k.raw, b, false)
+		if came := k.pongs(b[:n]); over || len(came) > 0 {
+			k.link.early = slices.Clone(came)
+			go k.read(id)
+		} else {
+			k.server.idle.again(k.raw, id) // also where there is more, for others' turn
 		}
+		return b, nil
 	})
 }
 
