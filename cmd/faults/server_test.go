@@ -28,6 +28,10 @@ type server struct {
 }
 
 func newServer(t testing.TB, r *recorder, data string, flags ...string) *server {
+	t.Helper()
+	if _, err := program(); err != nil { // now, as to build it is no part of the first start
+		t.Fatal(err)
+	}
 	return &server{t: t, r: r, addr: freePort(t), data: data, flags: flags}
 }
 
