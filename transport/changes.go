@@ -93,7 +93,7 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 		return err
 	}
 	var b body
-	if err := decode(raw, &b); err != nil {
+	if err := readBody(raw, &b); err != nil {
 		return err
 	}
 	req, err := b.request(c.tenant)

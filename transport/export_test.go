@@ -66,3 +66,18 @@ func OutcomeJSON(o hub.Outcome) (answer, problem []byte) {
 	out := outcomeOf(o)
 	return out.append(nil), encode(out)
 }
+
+// ScanBody reads a body as those are read that are written as most are; false: it is not one of them.
+func ScanBody(raw []byte) (any, bool) {
+	var b body
+	s := scanner{b: raw}
+	ok := s.body(&b)
+	return b, ok
+}
+
+// DecodeBody reads a body by the library.
+func DecodeBody(raw []byte) (any, error) {
+	var b body
+	err := decode(raw, &b)
+	return b, err
+}

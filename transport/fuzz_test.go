@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"net"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/hub"
+	"github.com/tidemark-sync/tidemark/transport"
 )
 
 // piped is a site whose network are pipes, in real time.
@@ -58,6 +60,37 @@ func FuzzChangesBody(f *testing.F) {
 
 // Any message on a socket is answered line by line, or ends the socket; nothing
 // changes without a written.
+// FuzzScan holds what is read of a body without the library against what the library reads: else a write could mean
+// one thing here and another to everybody else.
+func FuzzScan(f *testing.F) {
+	for _, text := range []string{
+		`{"changes":[{"collection":"todos","op":"put","key":"a","value":{"n":1}}]}`,
+		` { "type" : "write" , "id" : "7", "client":"c", "atomic" : false, "changes" : [ {"id":"x","op":"modify","collection":"todos","key":"a","patch":{"a":[{"}":"\\\"}"}]},"if":12} , {"op":"remove","collection":"c","key":"b"} ] } `,
+		`{"changes":[{"value":{},"value":{}}]}`, `{"changes":[{"value":{"a":1,"a":2}}]}`, `{"changes":[{"value":{"a":"` + "\xff" + `"}}]}`, `{"changes":[{"if":012}]}`, `{"changes":[{"if":1.5}]}`,
+		`{"changes":[{"key":"\u0061"}]}`, `{"changes":[{"value":{"a":}}]}`, `{"changes":[{"value":{]}]}`, `{"changes":[{"key":"a"}],"changes":[{"key":"b"}]}`, `{"atomic":true,"atomic":false}`, `{"id":"a","id":"b"}`,
+		`{"changes":[{"op":"put"},]}`, `{"changes":[{"op":"put"}]}}`, `{"changes":[{"Op":"put"}]}`, `{"client":"` + "\x7f" + `"}`, `{"id": 7}`, `{"atomic":truefalse}`, `{"changes":[{"value":{"a":"\`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		before := bytes.Clone(raw)
+		scanned, ok := transport.ScanBody(raw)
+		if !bytes.Equal(raw, before) {
+			t.Fatalf("%q was changed to %q", before, raw)
+		}
+		if !ok {
+			return
+		}
+		decoded, err := transport.DecodeBody(raw)
+		if err != nil {
+			t.Fatalf("%q was taken; to the library: %v", raw, err)
+		}
+		if !reflect.DeepEqual(scanned, decoded) {
+			t.Fatalf("%q was read as %+v; by the library as %+v", raw, scanned, decoded)
+		}
+	})
+}
+
 func FuzzSocketFrame(f *testing.F) {
 	for _, m := range []string{
 		"", "{}", "x", `{"type":"auth"}`, `{"type":"subscribe","id":"1","collections":[{"name":"todos"}]}`, `{"type":"subscribe","id":"1","collections":[{"name":"todos","cursor":"k3f9-1"}]}`,

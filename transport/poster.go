@@ -205,7 +205,7 @@ func (p *poster) same(request []byte) (head, n int, same bool) {
 func (p *poster) begin(raw []byte) {
 	p.strikes = max(0, p.strikes-1) // so that one who asks other things every few writes stays with net/http in the end
 	var b body
-	err := decode(raw, &b)
+	err := readBody(raw, &b)
 	if err == nil {
 		var req hub.Request
 		if req, err = b.request(p.call.tenant); err == nil {

@@ -42,7 +42,7 @@ func (k *socket) bad(detail string) {
 func (k *socket) request(line []byte) (goOn bool) {
 	var b body
 	// Writes are most of what there is: they are not read twice where they say at once what they are.
-	known := bytes.HasPrefix(line, []byte(`{"type":"write"`)) && decode(line, &b) == nil
+	known := bytes.HasPrefix(line, []byte(`{"type":"write"`)) && readBody(line, &b) == nil
 	kind, id := b.Type, b.ID
 	if !known {
 		var head struct {
