@@ -92,8 +92,8 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 	if err != nil {
 		return err
 	}
-	var b body
-	if err := readBody(raw, &b); err != nil {
+	b, err := readBody(raw)
+	if err != nil {
 		return err
 	}
 	req, err := b.request(c.tenant)

@@ -69,10 +69,7 @@ func OutcomeJSON(o hub.Outcome) (answer, problem []byte) {
 
 // ScanBody reads a body as those are read that are written as most are; false: it is not one of them.
 func ScanBody(raw []byte) (any, bool) {
-	var b body
-	s := scanner{b: raw}
-	ok := s.body(&b)
-	return b, ok
+	return scan(raw)
 }
 
 // DecodeBody reads a body by the library.

@@ -58,8 +58,6 @@ func FuzzChangesBody(f *testing.F) {
 	})
 }
 
-// Any message on a socket is answered line by line, or ends the socket; nothing
-// changes without a written.
 // FuzzScan holds what is read of a body without the library against what the library reads: else a write could mean
 // one thing here and another to everybody else.
 func FuzzScan(f *testing.F) {
@@ -91,6 +89,8 @@ func FuzzScan(f *testing.F) {
 	})
 }
 
+// Any message on a socket is answered line by line, or ends the socket; nothing
+// changes without a written.
 func FuzzSocketFrame(f *testing.F) {
 	for _, m := range []string{
 		"", "{}", "x", `{"type":"auth"}`, `{"type":"subscribe","id":"1","collections":[{"name":"todos"}]}`, `{"type":"subscribe","id":"1","collections":[{"name":"todos","cursor":"k3f9-1"}]}`,

@@ -49,10 +49,6 @@ func (l *link) Read(b []byte) (int, error) {
 	return l.Conn.Read(b)
 }
 
-// buffered tells whether something was received that was not read yet. It is owned by whoever
-// reads.
-func (l *link) buffered() bool { return len(l.early) > 0 || l.read.Buffered() > 0 }
-
 const masked = 0x80 // in the second byte of a frame: it is a client's (RFC 6455, 5.2)
 
 // textOf is the text message that a client's bytes begin with, unmasked where it stands, and the size of its frame; 0

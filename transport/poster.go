@@ -183,29 +183,25 @@ func (p *poster) same(request []byte) (head, n int, same bool) {
 		return 0, 0, false
 	}
 	rest := request[len(p.before):]
-	digits := 0
-	for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
-		digits++
+	digits := digitsOf(rest)
+	if len(digits) == len(rest) {
+		return 0, 0, len(digits) <= mostDigits
 	}
-	if digits == len(rest) {
-		return 0, 0, digits <= mostDigits
-	}
-	n, ok := number10(rest[:digits])
-	rest = rest[digits:]
+	n, ok := number10(digits)
+	rest = rest[len(digits):]
 	if !ok || string(rest[:min(len(rest), len(p.after))]) != p.after[:min(len(rest), len(p.after))] {
 		return 0, 0, false
 	}
 	if len(rest) < len(p.after) {
 		return 0, 0, true
 	}
-	return len(p.before) + digits + len(p.after), n, true
+	return len(p.before) + len(digits) + len(p.after), n, true
 }
 
 // begin begins what a body asks for.
 func (p *poster) begin(raw []byte) {
 	p.strikes = max(0, p.strikes-1) // so that one who asks other things every few writes stays with net/http in the end
-	var b body
-	err := readBody(raw, &b)
+	b, err := readBody(raw)
 	if err == nil {
 		var req hub.Request
 		if req, err = b.request(p.call.tenant); err == nil {
@@ -313,6 +309,15 @@ func lengthIn(request []byte) (l length, ok bool) {
 		at += len(line) + 2
 	}
 	return l, ok
+}
+
+// digitsOf is the digits that a text begins with.
+func digitsOf(text []byte) []byte {
+	n := 0
+	for n < len(text) && text[n] >= '0' && text[n] <= '9' {
+		n++
+	}
+	return text[:n]
 }
 
 // number10 reads a whole number as net/http does, but for those that are too large or begin with a 0.

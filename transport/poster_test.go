@@ -110,6 +110,21 @@ func ours(said string) string { return stood.ReplaceAllString(said, "N") }
 
 var stood = regexp.MustCompile(`("cursor":"[^"]*|"seq":)[0-9]+`)
 
+// sendCut sends what it is given in pieces of any size, beside whoever reads the answers.
+func sendCut(rt *rapid.T, conn net.Conn, stream []byte) {
+	cuts := []int{0, len(stream)}
+	for range rapid.IntRange(0, 6).Draw(rt, "cuts") {
+		cuts = append(cuts, rapid.IntRange(0, len(stream)).Draw(rt, "cut"))
+	}
+	slices.Sort(cuts)
+	go func() {
+		for i := 1; i < len(cuts); i++ {
+			_, _ = conn.Write(stream[cuts[i-1]:cuts[i]])
+			time.Sleep(time.Duration(i%2) * time.Millisecond) // so that they come as they are; whatever comes is right
+		}
+	}()
+}
+
 // Whatever is on the way cuts a stream of requests as it likes.
 func TestEachWriteTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome(t *testing.T) {
 	s := open(t, settings{})
@@ -147,18 +162,8 @@ func TestEachWriteTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome(t *test
 				want = append(want, key)
 			}
 		}
-		cuts := []int{0, len(stream)}
-		for range rapid.IntRange(0, 6).Draw(rt, "cuts") {
-			cuts = append(cuts, rapid.IntRange(0, len(stream)).Draw(rt, "cut"))
-		}
-		slices.Sort(cuts)
 		head := s.hub.Stats().Head
-		go func() {
-			for i := 1; i < len(cuts); i++ {
-				_, _ = c.conn.Write(stream[cuts[i-1]:cuts[i]])
-				time.Sleep(time.Duration(i%2) * time.Millisecond) // so that they come as they are; whatever comes is right
-			}
-		}()
+		sendCut(rt, c.conn, stream)
 		written := feed.Seq(0)
 		for i, w := range want {
 			if said := c.said(); !strings.Contains(said, w) {

@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"bytes"
 	"context"
 	"strings"
 	"time"
@@ -40,11 +39,10 @@ func (k *socket) bad(detail string) {
 
 // request does what a frame of the client's asks for.
 func (k *socket) request(line []byte) (goOn bool) {
-	var b body
-	// Writes are most of what there is: they are not read twice where they say at once what they are.
-	known := bytes.HasPrefix(line, []byte(`{"type":"write"`)) && readBody(line, &b) == nil
+	// Writes are most of what there is: those that can be scanned are not read twice.
+	b, scanned := scan(line)
 	kind, id := b.Type, b.ID
-	if !known {
+	if !scanned || kind == "" {
 		var head struct {
 			Type *string        `json:"type"`
 			ID   jsontext.Value `json:"id"`
@@ -66,7 +64,7 @@ func (k *socket) request(line []byte) (goOn bool) {
 	case "unsubscribe":
 		err = k.unsubscribe(line, id)
 	case "write":
-		if !known {
+		if !scanned {
 			b = body{}
 			err = decode(line, &b)
 		}

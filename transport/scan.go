@@ -12,15 +12,22 @@ type scanner struct {
 }
 
 // readBody reads a body as decode does.
-func readBody(raw []byte, b *body) error {
-	if s := (scanner{b: raw}); s.body(b) {
-		return nil
+func readBody(raw []byte) (b body, err error) {
+	if b, ok := scan(raw); ok {
+		return b, nil
 	}
-	*b = body{}
-	return decode(raw, b)
+	err = decode(raw, &b)
+	return b, err
 }
 
-// body tells whether it has read all of it. Rows are part of what was scanned, not copies.
+// scan reads a body, if it can. Its rows are part of raw, not copies.
+func scan(raw []byte) (b body, ok bool) {
+	s := scanner{b: raw}
+	ok = s.body(&b)
+	return b, ok
+}
+
+// body tells whether it has read all that there is.
 func (s *scanner) body(b *body) bool {
 	var seen [5]bool
 	ok := s.object(func(name []byte) bool {
@@ -83,11 +90,9 @@ func (s *scanner) change(c *change) bool {
 		case "patch":
 			return s.first(&seen[5]) && s.row(&c.Patch)
 		case "if":
-			from := s.at
-			for s.at < len(s.b) && s.b[s.at] >= '0' && s.b[s.at] <= '9' {
-				s.at++
-			}
-			n, ok := number10(s.b[from:s.at])
+			digits := digitsOf(s.b[s.at:])
+			s.at += len(digits)
+			n, ok := number10(digits)
 			at := uint64(n)
 			c.If = &at
 			return s.first(&seen[6]) && ok

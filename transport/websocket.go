@@ -352,7 +352,7 @@ func (k *socket) answered() {
 
 // watch has the socket read when there is something to read.
 func (k *socket) watch() {
-	if early := k.link.buffered(); k.raw != nil {
+	if early := len(k.link.early) > 0; k.raw != nil {
 		var ok bool
 		if k.watched, ok = k.server.idle.watch(k.raw, k.readable); ok {
 			if early {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -538,7 +537,6 @@ func TestRevealsNoHalfOfATransactionWrittenOverASocket(t *testing.T) {
 	})
 }
 
-// rawSocket is a WebSocket by hand: it answers nothing by itself.
 // Whatever is on the way cuts a stream of frames as it likes, and a client's library sends messages in as many
 // frames as it likes, with control frames in between.
 func TestWhatASocketWritesTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome(t *testing.T) {
@@ -599,18 +597,8 @@ func TestWhatASocketWritesTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome
 			}
 			frame(0x80|first, m)
 		}
-		cuts := []int{0, len(stream)}
-		for range rapid.IntRange(0, 6).Draw(rt, "cuts") {
-			cuts = append(cuts, rapid.IntRange(0, len(stream)).Draw(rt, "cut"))
-		}
-		slices.Sort(cuts)
 		head := s.hub.Stats().Head
-		go func() {
-			for i := 1; i < len(cuts); i++ {
-				_, _ = c.conn.Write(stream[cuts[i-1]:cuts[i]])
-				time.Sleep(time.Duration(i%2) * time.Millisecond) // so that they come as they are; whatever comes is right
-			}
-		}()
+		sendCut(rt, c.conn, stream)
 		_ = c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 		for answers := 0; answers < len(want); {
 			op, said, err := c.read()
@@ -650,6 +638,7 @@ func TestWhatASocketWritesTakesEffectOnceAndIsAnsweredInOrderHoweverItsBytesCome
 	s.sessions(0)
 }
 
+// rawSocket is a WebSocket by hand: it answers nothing by itself.
 type rawSocket struct {
 	conn net.Conn
 	r    *bufio.Reader

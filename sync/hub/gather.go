@@ -66,7 +66,7 @@ func (h *Hub) gather() {
 	began, until := g.began, g.began.Add(g.most)
 	g.began = now
 	if now.Sub(began) >= g.most*3/8 || len(h.queue) >= gatherMost/4 {
-		return
+		return // it is not so fast, or others came during the group before and share a sync as it is
 	}
 	if g.skip > 0 {
 		g.skip--
