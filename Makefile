@@ -20,11 +20,11 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build bin/tidemark
-	go build -trimpath -ldflags "-X main.buildVersion=$(VERSION)" -o $(TIDEMARK) ./cmd/tidemark
+	go build -ldflags "-X main.buildVersion=$(VERSION)" -o $(TIDEMARK) ./cmd/tidemark
 
 .PHONY: $(HOSTILE)
 $(HOSTILE):
-	go build -trimpath -o $@ ./cmd/hostile
+	go build -o $@ ./cmd/hostile
 
 .PHONY: run
 run: build ## start the server with its demo page, on http://127.0.0.1:7333
@@ -94,9 +94,9 @@ bench-compare: build ## Tidemark and its rivals side by side; writes its tables 
 		$$root sh clientjs/proxies/install.sh nginx libnginx-mod-nchan || true; \
 	fi
 	npm --prefix cmd/rivals/node --no-fund --no-audit ci
-	cd cmd/rivals/gosse && go build -trimpath -o ../../../bin/gosse .
-	go build -trimpath -o bin/nats-server github.com/nats-io/nats-server/v2
-	go build -trimpath -o bin/rivals ./cmd/rivals
+	cd cmd/rivals/gosse && go build -o ../../../bin/gosse .
+	go build -o bin/nats-server github.com/nats-io/nats-server/v2
+	go build -o bin/rivals ./cmd/rivals
 	bin/rivals -rounds $(COMPARED) -works "$(WORKS)" -table docs/performance.md
 
 # How often each page is opened for the first time, and for how many seconds it is watched.

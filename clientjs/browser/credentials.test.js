@@ -166,7 +166,8 @@ test('the client goes on over the end of its tokens, on every transport, and sho
       headers: { Authorization: `Bearer ${writer}` },
       body: JSON.stringify({ n }),
     })
-  for (const transport of ['websocket', 'sse', 'poll']) {
+  /** @param {string} transport */
+  async function goesOn(transport) {
     const app = await page('app.example.test')
     let given = 0
     await app.exposeFunction('getToken', () => {
@@ -215,4 +216,5 @@ test('the client goes on over the end of its tokens, on every transport, and sho
     assert.ok(!seen.some((/** @type {string} */ s) => /^(offline|denied)/.test(s)), `${transport}: ${seen}`)
     await app.close()
   }
+  await Promise.all(['websocket', 'sse', 'poll'].map(goesOn))
 })

@@ -208,6 +208,15 @@ func TestADamagedLogIsNotServed(t *testing.T) {
 	group := func(i int, fn func(g *feed.Group)) func(t *testing.T, groups list) list {
 		return func(t *testing.T, groups list) list { groups[i] = rewrite(t, groups[i], fn); return groups }
 	}
+	whole := aLog(t, 400_000)
+	at := feed.Position(whole.Appends()-whole.Held()) + 1
+	clone := func(l list) list {
+		l = slices.Clone(l)
+		for i := range l {
+			l[i] = bytes.Clone(l[i])
+		}
+		return l
+	}
 	for name, c := range map[string]struct {
 		groups func(t *testing.T, groups list) list // the first is the checkpoint's own
 		parts  func(parts list) list
@@ -240,21 +249,16 @@ func TestADamagedLogIsNotServed(t *testing.T) {
 		"a part is empty":                      {parts: func(p list) list { p[1] = nil; return p }, want: "part 2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			log := aLog(t, 400_000)
-			at := feed.Position(log.Appends()-log.Held()) + 1
-			clone := func(l list) list {
-				l = slices.Clone(l)
-				for i := range l {
-					l[i] = bytes.Clone(l[i])
-				}
-				return l
-			}
+			var groups, parts list
+			whole.Harm(func(all list) list { groups = clone(all); return all })
+			whole.HarmCheckpoint(func(all list) list { parts = clone(all); return all })
 			if c.groups != nil {
-				log.Harm(func(groups list) list { return c.groups(t, clone(groups)) })
+				groups = c.groups(t, groups)
 			}
 			if c.parts != nil {
-				log.HarmCheckpoint(func(parts list) list { return c.parts(clone(parts)) })
+				parts = c.parts(parts)
 			}
+			log := feedtest.Found(whole.Epoch(), at, parts, groups)
 			want := strings.NewReplacer("A", fmt.Sprint(at), "B", fmt.Sprint(at+1), "C", fmt.Sprint(at+2)).Replace(c.want)
 			h, err := hub.Open(t.Context(), log, hub.Options{})
 			if err == nil {
