@@ -78,3 +78,31 @@ func DecodeBody(raw []byte) (any, error) {
 	err := decode(raw, &b)
 	return b, err
 }
+
+// Sends gathers what goes out on sockets.
+type Sends struct{ s sends }
+
+// Add has b sent; done gets what the socket did not take.
+func (s *Sends) Add(c net.Conn, b []byte, done func(left []byte)) {
+	if left, waits := s.s.add(rawSocket(c), b, told(done)); !waits {
+		done(left)
+	}
+}
+
+// Flush sends what waits.
+func (s *Sends) Flush() { s.s.flush() }
+
+// Waiting is how many sends wait, and the bytes that are held for them.
+func (s *Sends) Waiting() (sends, bytes int) {
+	for _, b := range append(s.s.used, s.s.spare...) {
+		bytes += cap(b)
+	}
+	return len(s.s.all), bytes
+}
+
+type told func(left []byte)
+
+func (fn told) sent(left []byte) { fn(left) }
+
+// OneByOne makes Sends that gather nothing.
+func OneByOne() *Sends { return &Sends{sends{plain: true}} }

@@ -23,8 +23,9 @@ type link struct {
 	early []byte        // owned by who reads: what came with the handshake, or was read since, and the library has not seen
 	read  *bufio.Reader // the library's
 
-	rest []byte // owned by who calls attempt: what it has left; at first, the answer to the handshake
-	torn bool   // and in the middle of a frame, or of that answer, with the turn
+	rest  []byte // owned by who calls attempt: what it has left; at first, the answer to the handshake
+	torn  bool   // and in the middle of a frame, or of that answer, with the turn
+	waits bool   // what was attempted is not sent yet; it has the turn
 
 	turn turn                   // held by who writes a frame, and kept for the rest of one that is torn
 	over bool                   // owned by who has the turn: nothing may follow a close frame (RFC 6455, 5.5.1)
@@ -104,11 +105,17 @@ func (l *link) send(frames []byte) error {
 	return err
 }
 
-// attempt writes what the socket takes at once; false: there is a rest, which writeRest writes.
-// It keeps the turn where a frame is torn, so that nothing gets in between.
-func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte) bool {
+// attempt sends what the socket takes at once, or has it sent with others, and then to.sent has to call sent; false:
+// there is a rest, which writeRest writes. It keeps the turn where a frame is torn, so that nothing gets in between.
+func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte, to sender) bool {
+	if l.waits {
+		if m.sends.flush(); l.torn {
+			l.rest = append(l.rest, frames...)
+			return false
+		}
+	}
 	if l.torn { // nothing was written yet
-		frames = m.after(l.rest, frames)
+		frames = m.sends.join(l.rest, frames)
 		l.rest, l.torn = nil, false
 	} else if !l.turn.try() {
 		l.rest = slices.Clone(frames)
@@ -119,7 +126,16 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte) bool {
 		l.rest = slices.Clone(frames) // which writeRest refuses
 		return false
 	}
-	left := m.attempt.write(raw, frames)
+	var left []byte
+	if left, l.waits = m.sends.add(raw, frames, to); l.waits {
+		return true
+	}
+	return l.sent(left)
+}
+
+// sent tells whether that was all.
+func (l *link) sent(left []byte) bool {
+	l.waits = false
 	if len(left) > 0 {
 		l.rest, l.torn = slices.Clone(left), true
 		return false

@@ -11,29 +11,21 @@ import (
 // What an attendant of parked sessions keeps for those of this package: frames that were made
 // once go to all who stand at the same place.
 type memo struct {
-	attempt  attempt
+	sends    sends
 	events   shared
 	messages shared
 	framing  messages
 	lines    shared
 	tag      string // of lines
-	joined   []byte // the memory of after
 }
 
-func memoOf(desk *hub.Desk) *memo {
+func (s *Server) memoOf(desk *hub.Desk) *memo {
 	m, ok := desk.Memo.(*memo)
 	if !ok {
-		m = new(memo)
-		m.attempt.fn = m.attempt.once // a closure for each write would be an allocation for each
-		desk.Memo = m
+		m = &memo{sends: sends{plain: s.opts.OneByOne}}
+		desk.Memo, desk.Flush = m, m.sends.flush
 	}
 	return m
-}
-
-// after is frames with what goes out before them. It is valid until the next call.
-func (m *memo) after(before, frames []byte) []byte {
-	m.joined = append(append(m.joined[:0], before...), frames...)
-	return m.joined
 }
 
 // shared is a batch with what was made of it.

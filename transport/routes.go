@@ -42,6 +42,9 @@ type Options struct {
 	// PollCache is what Cache-Control says on long-poll answers that end in next: they
 	// are the same for everybody who asks the same. Default "private, max-age=60".
 	PollCache string
+	// OneByOne has a system call for each socket that is written to. Default: on Linux those that are written to at
+	// the same time share one, by io_uring(7), where the kernel lets us.
+	OneByOne bool
 	// Remark is what /readyz says beside that the server is ready. Default: nothing.
 	Remark string
 	// Logger gets what an operator must know. Default: nobody.

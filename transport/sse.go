@@ -97,7 +97,9 @@ type stream struct {
 	leave   func()
 	watched uint64 // 0: a goroutine does it
 
-	left []byte // owned by lane, or by whoever serves it parked: what must be written first
+	// Owned by lane, or by whoever serves it parked.
+	left  []byte // what must be written first
+	waits bool   // what was delivered is not sent yet
 
 	// A context costs 200 bytes, and while it is parked nobody waits for one.
 	mu     sync.Mutex
@@ -287,18 +289,33 @@ func (k *stream) End(_ context.Context, ended *hub.Ended) error {
 
 // Deliver is hub.Parked's.
 func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
-	m := memoOf(desk)
+	m := k.server.memoOf(desk)
 	if !m.events.is(b) {
-		buf, _ := appendBatch(k.room(m.events.buf[:0]), b, events{}, nil)
+		buf, _ := appendBatch(k.room(m.sends.fresh(m.events.buf)), b, events{}, nil)
 		m.events.keep(b, buf, chunk(buf))
 	}
 	frames := unchunk(m.events.frames, k.chunked)
-	if len(k.left) > 0 {
-		frames = m.after(k.left, frames)
+	if k.waits {
+		if m.sends.flush(); len(k.left) > 0 {
+			k.left = append(k.left, frames...)
+			return false
+		}
 	}
-	left := m.attempt.write(k.raw, frames)
+	if len(k.left) > 0 {
+		frames = m.sends.join(k.left, frames)
+	}
+	var left []byte
+	left, k.waits = m.sends.add(k.raw, frames, k)
 	k.left = slices.Clone(left)
 	return len(left) == 0
+}
+
+// sent is a sender's.
+func (k *stream) sent(left []byte) {
+	k.waits, k.left = false, slices.Clone(left)
+	if len(left) > 0 {
+		k.session.Unpark()
+	}
 }
 
 // Leave is hub.Parked's.

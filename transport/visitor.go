@@ -344,7 +344,7 @@ func (v *visitor) End(ctx context.Context, ended *hub.Ended) error {
 // Deliver is hub.Parked's.
 func (v *visitor) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	v.parked = true
-	err := v.sink.Deliver(v.ctx, b, memoOf(desk))
+	err := v.sink.Deliver(v.ctx, b, v.server.memoOf(desk))
 	v.parked = false
 	v.answered = errors.Is(err, errAnswered)
 	return !v.answered && len(v.left) == 0

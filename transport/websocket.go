@@ -258,10 +258,10 @@ func (k *socket) mustPing(b *feed.Batch) bool {
 
 // Deliver is hub.Parked's.
 func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
-	m := memoOf(desk)
+	m := k.server.memoOf(desk)
 	if !m.messages.is(b) {
 		m.framing.reset()
-		buf, _ := appendBatch(m.messages.buf[:0], b, &m.framing, nil)
+		buf, _ := appendBatch(m.sends.fresh(m.messages.buf), b, &m.framing, nil)
 		buf = m.framing.end(buf)
 		m.messages.keep(b, buf, m.framing.join(buf))
 	}
@@ -270,7 +270,7 @@ func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	if ping {
 		frames = appendHeader(frames, opPing, 0)
 	}
-	took := k.link.attempt(m, k.raw, frames)
+	took := k.link.attempt(m, k.raw, frames, k)
 	if ping {
 		k.silent.Reset(stalled)
 	}
@@ -278,6 +278,13 @@ func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 		<-k.slots
 	}
 	return took
+}
+
+// sent is a sender's.
+func (k *socket) sent(left []byte) {
+	if !k.link.sent(left) {
+		k.session.Unpark()
+	}
 }
 
 // Leave is hub.Parked's.

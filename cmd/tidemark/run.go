@@ -45,6 +45,7 @@ type Config struct {
 	IDs        time.Duration // how long ids are remembered; 0: 1 h
 	IDsMost    int           // how many ids of one tenant are remembered; 0: 1,000,000
 	Gather     time.Duration // how long changes that come fast wait for each other; 0: 4 ms, 1 ns: they do not
+	OneByOne   bool          // each socket is written to by itself
 	PollCache  string        // Cache-Control of long-poll answers that may be cached
 
 	Relaxed    bool             // acknowledge before it is durable
@@ -135,7 +136,7 @@ func run(ctx context.Context, c Config) (err error) {
 	k := &keeper{logger: c.Logger, hub: make(chan *hub.Hub, 1)}
 	front := transport.New(transport.Options{
 		Forget: k.forget, Authorizer: who.authorizer, Origins: who.origins, Gate: strangers, Version: version(), NetworkKey: secret,
-		Body: c.Body, PollCache: c.PollCache, Logger: c.Logger, Remark: strings.Join(who.warnings, "; "),
+		Body: c.Body, PollCache: c.PollCache, OneByOne: c.OneByOne, Logger: c.Logger, Remark: strings.Join(who.warnings, "; "),
 	})
 	if c.Pages != nil {
 		c.Pages(front)
@@ -210,7 +211,7 @@ func run(ctx context.Context, c Config) (err error) {
 	}
 	front.Serve(h)
 	stats := h.Stats()
-	c.Logger.Info("serving", "url", scheme+"://"+l.Addr().String(), "epoch", h.Epoch(), "rows", stats.Rows, "seq", stats.Head,
+	c.Logger.Info("serving", "url", scheme+"://"+l.Addr().String(), "epoch", h.Epoch(), "rows", stats.Rows, "seq", stats.Head, "io_uring", !c.OneByOne && transport.IOUring(),
 		"memory", stats.Memory, "opened", time.Since(started).Round(time.Millisecond))
 	if c.Ready != nil {
 		c.Ready(scheme+"://"+l.Addr().String(), h)

@@ -23,6 +23,7 @@ type ServerFlags struct {
 	IDsMost        int              `name:"ids-most" default:"1000000" placeholder:"N" help:"How many ids of one tenant are remembered at most, should they come faster. Default: ${default}."`
 	Durability     string           `default:"durable" enum:"durable,relaxed" placeholder:"HOW" help:"durable: what is acknowledged was made durable first. relaxed: it is about a second later; a crash may take the last back, and then every client starts anew. Default: ${default}."`
 	Gather         time.Duration    `default:"4ms" placeholder:"TIME" help:"How long changes that come one by one, but fast, wait for each other, to be made durable together; 100ms at most. 0s: never, at more CPU for each. Default: ${default}."`
+	IOUring        bool             `name:"io-uring" default:"true" negatable:"" help:"Write to many followers in one system call, by io_uring, where the kernel lets us. Default: yes; --no-io-uring: each by itself."`
 	DiskReserve    units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"Free space on the disk below which writes are refused. Default: ${default}."`
 	Scrub          time.Duration    `default:"6h" placeholder:"TIME" help:"How often all files are checked while the server runs. Default: ${default}."`
 	AcceptDataLoss bool             `help:"If the data directory is damaged, go on with what can be read, under a new epoch. What is damaged is kept in DIR/aside."`
@@ -61,7 +62,7 @@ func (f *ServerFlags) config(listen, data string, std stdio) Config {
 		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
 		Admin: f.AdminListen, InsecureAdmin: f.InsecureAdmin, Strangers: f.Strangers,
 		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),
-		Tombstones: f.Tombstones, IDs: f.IDs, IDsMost: f.IDsMost, Gather: max(f.Gather, 1), PollCache: f.PollCache,
+		Tombstones: f.Tombstones, IDs: f.IDs, IDsMost: f.IDsMost, Gather: max(f.Gather, 1), PollCache: f.PollCache, OneByOne: !f.IOUring,
 		Relaxed: f.Durability == "relaxed", Reserve: int64(f.DiskReserve), Scrub: f.Scrub, AcceptLoss: f.AcceptDataLoss,
 		History: f.History.options,
 		Logger:  slog.New(slog.NewTextHandler(std.err, &slog.HandlerOptions{Level: f.LogLevel})),

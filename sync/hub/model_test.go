@@ -757,21 +757,52 @@ type berth struct {
 	got    []*feed.Batch // guarded by mu
 	parked bool          // guarded by mu
 	n      int           // guarded by mu: batches so far
+	waits  bool          // guarded by mu: what was delivered last is not sent
+
+	session *hub.Session
 }
 
-func (b *berth) Deliver(batch *feed.Batch, _ *hub.Desk) bool {
+func (b *berth) Deliver(batch *feed.Batch, desk *hub.Desk) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c := *batch
 	c.Items = slices.Clone(c.Items)
 	b.got = append(b.got, &c)
 	b.n++
+	if b.n%7 == 3 { // it is sent later
+		b.waits = true
+		waiting, ok := desk.Memo.(*[]*berth)
+		if !ok {
+			waiting = new([]*berth)
+			desk.Memo, desk.Flush = waiting, func() {
+				for _, b := range *waiting {
+					b.sent()
+				}
+				*waiting = nil
+			}
+		}
+		*waiting = append(*waiting, b)
+	}
 	return b.n%5 != 0 // now and then its client takes no more
+}
+
+// sent is called when what was to be sent later is: with every other its client takes no more then.
+func (b *berth) sent() {
+	b.mu.Lock()
+	b.waits = false
+	full := b.n%2 == 0
+	b.mu.Unlock()
+	if full {
+		b.session.Unpark()
+	}
 }
 
 func (b *berth) Leave() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.waits {
+		panic("a session leaves though what was delivered to it is not sent")
+	}
 	b.parked = false
 }
 
@@ -886,7 +917,7 @@ func (w *world) connect(t *rapid.T, f *follower) {
 	}
 	f.session, f.prev = s, 0
 	if f.parks {
-		f.berth = new(berth)
+		f.berth = &berth{session: s}
 		s.Park(f.berth)
 	}
 }

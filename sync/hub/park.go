@@ -24,10 +24,11 @@ import (
 type Parked interface {
 	// Deliver sends a batch without waiting. The batch is valid until it returns. false: not
 	// all of it was sent, and the session must leave; what is left is the receiver's to send.
-	// It is called from one goroutine at a time; desk is that one's.
+	// It is called from one goroutine at a time; desk is that one's. What is to be sent may
+	// also wait for desk.Flush, and the session is to be unparked where that can't send all of it.
 	Deliver(b *feed.Batch, desk *Desk) bool
-	// Leave is called once, after the last Deliver: the session is not parked any more, and
-	// somebody must call Next again, or Close it. It must return at once.
+	// Leave is called once, after the last Deliver and the Flush after it: the session is not parked any more,
+	// and somebody must call Next again, or Close it. It must return at once.
 	Leave()
 }
 
@@ -35,10 +36,12 @@ type Parked interface {
 var ErrParked = errors.New("the session is parked")
 
 // Desk is what one attendant keeps between deliveries: Memo is for the receivers', who can
-// share what they have made of a batch with those who get the same.
+// share what they have made of a batch with those who get the same. Flush is called when all were served
+// that had to be, where receivers have set it.
 type Desk struct {
-	Memo any
-	lane lane // lent to the session that is served
+	Memo  any
+	Flush func()
+	lane  lane // lent to the session that is served
 }
 
 // parking is a hub's. It starts with the first session that parks.
@@ -71,6 +74,7 @@ type attendant struct {
 	// Owned by run.
 	due     dues
 	work    []*Session // the memory that calls and arrived do not use
+	leaving []*place   // they are not parked any more, and are told so after a flush
 	cohorts map[cohortKey]*cohort
 	every   map[*cohort]struct{} // also those that are full
 }
@@ -270,6 +274,7 @@ func (a *attendant) run(over <-chan struct{}) {
 		for now = time.Now(); len(a.due) > 0 && a.due[0].place.at <= now.Sub(a.hub.began); {
 			a.serve(a.due[0])
 		}
+		a.flush()
 		timer.Stop()
 		if len(a.due) > 0 {
 			timer.Reset(a.due[0].place.at - now.Sub(a.hub.began))
@@ -302,6 +307,22 @@ func (a *attendant) close() {
 	for _, s := range append(arrived, slices.Clone(a.due)...) {
 		a.leave(s)
 	}
+	a.flush()
+}
+
+// flush has sent what was delivered, and tells those who leave.
+func (a *attendant) flush() {
+	if a.desk.Flush != nil {
+		a.desk.Flush()
+	}
+	for _, p := range a.leaving {
+		p.mu.Lock()
+		p.leave = false // that the flush may have set
+		p.mu.Unlock()
+		p.parked.Leave()
+	}
+	clear(a.leaving)
+	a.leaving = a.leaving[:0]
 }
 
 // arm sets when a session is due without being called: for a heartbeat, or its grant.
@@ -433,7 +454,11 @@ func (a *attendant) leave(s *Session) {
 	p.taken, p.leave = false, false
 	p.called.Store(false) // whatever it was called for, Next looks at
 	p.mu.Unlock()
-	p.parked.Leave()
+	if p.stands {
+		p.parked.Leave() // so that nobody joins it any more; it sends nothing itself
+		return
+	}
+	a.leaving = append(a.leaving, p)
 }
 
 // mustAsk tells whether the grant must be asked for.

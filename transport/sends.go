@@ -1,0 +1,150 @@
+package transport
+
+import "syscall"
+
+// sends gathers what goes out on sockets, for as many of them as there are, so that it goes out in one system call.
+// Where that can't be, it goes out at once. All of it is one goroutine's.
+type sends struct {
+	plain bool // one by one
+
+	all   []send
+	bytes int
+	held  int              // of all: how many sockets are kept open
+	fn    func(fd uintptr) // a closure for each would be an allocation for each
+	one   attempt
+
+	used, spare [][]byte // memory of what waits, and of what does not
+}
+
+// send is one of them.
+type send struct {
+	raw  syscall.RawConn
+	b    []byte
+	to   sender
+	fd   int // -1: it is closed
+	took int // how many bytes of b the socket took
+}
+
+// sender is told what became of what it has sent, and must return at once.
+type sender interface {
+	// sent has what the socket did not take, which is valid until it returns. Whatever the error
+	// was, who writes that meets it again.
+	sent(left []byte)
+}
+
+const (
+	mostSends     = 256     // at a time
+	mostSendBytes = 2 << 20 // wait, about
+	fewSends      = 3       // cost less one by one
+	spareBuffers  = 32      // of at most bufferKept bytes each
+)
+
+// IOUring tells whether the kernel lets many sockets be written to in one system call; see Options.OneByOne.
+func IOUring() bool {
+	r := takeRing()
+	if r != nil {
+		putRing(r)
+	}
+	return r != nil
+}
+
+// add sends bytes, of which b must stay as it is until to.sent is called: waits. Else they were sent at once, and
+// left is what the socket did not take. Nothing may be added for a socket for which something waits.
+func (s *sends) add(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
+	if s.plain {
+		return s.write(raw, b), false
+	}
+	if len(s.all) == mostSends || s.bytes+len(b) > mostSendBytes {
+		s.flush()
+	}
+	s.all = append(s.all, send{raw: raw, b: b, to: to})
+	s.bytes += len(b)
+	return nil, true
+}
+
+func (s *sends) write(raw syscall.RawConn, b []byte) (left []byte) {
+	if s.one.fn == nil {
+		s.one.fn = s.one.once
+	}
+	return s.one.write(raw, b)
+}
+
+// flush sends all that waits.
+func (s *sends) flush() {
+	var r *ring
+	if len(s.all) >= fewSends {
+		r = takeRing()
+	}
+	if r == nil {
+		for i := range s.all {
+			e := &s.all[i]
+			e.took = len(e.b) - len(s.write(e.raw, e.b))
+		}
+	} else {
+		s.through(r)
+		putRing(r)
+	}
+	for i := range s.all {
+		e := &s.all[i]
+		e.to.sent(e.b[e.took:])
+	}
+	clear(s.all)
+	s.all, s.bytes = s.all[:0], 0
+	for _, b := range s.used {
+		if cap(b) <= bufferKept && len(s.spare) < spareBuffers {
+			s.spare = append(s.spare, b)
+		}
+	}
+	clear(s.used)
+	s.used = s.used[:0]
+}
+
+// through sends all by a ring. Each socket is kept open meanwhile by being in RawConn.Control, one
+// within the other: a number that was closed, and used again, would be somebody else's socket.
+func (s *sends) through(r *ring) {
+	s.held = 0
+	s.fn = func(fd uintptr) {
+		s.all[s.held-1].fd = int(fd)
+		s.hold(r)
+	}
+	s.hold(r)
+	s.fn = nil
+}
+
+// hold keeps open what is left of all, and has it sent.
+func (s *sends) hold(r *ring) {
+	for s.held < len(s.all) {
+		e := &s.all[s.held]
+		e.fd = -1
+		s.held++
+		if e.raw.Control(s.fn) == nil {
+			return // all was sent, within
+		}
+	}
+	r.send(s.all)
+}
+
+// fresh is the memory of something new to send, in the place of that of something before, which may wait.
+func (s *sends) fresh(before []byte) []byte {
+	if len(s.all) == 0 {
+		return before[:0]
+	}
+	s.used = append(s.used, before)
+	if n := len(s.spare); n > 0 {
+		b := s.spare[n-1]
+		s.spare = s.spare[:n-1]
+		return b[:0]
+	}
+	return nil
+}
+
+// join is two that go out together. It stays until what waits was sent.
+func (s *sends) join(first, second []byte) []byte {
+	var b []byte
+	if n := len(s.spare); n > 0 {
+		b, s.spare = s.spare[n-1], s.spare[:n-1]
+	}
+	b = append(append(b[:0], first...), second...)
+	s.used = append(s.used, b)
+	return b
+}
