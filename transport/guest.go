@@ -203,12 +203,18 @@ func (g *guest) readable(uint64) {
 
 // await waits for what comes next, for at most so long.
 func (g *guest) await(most time.Duration) {
+	if g.came(most) {
+		g.host.next()
+	}
+}
+
+// came tells whether that was there before; else it is waited for.
+func (g *guest) came(most time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.more {
 		g.more, g.state = false, busy
-		go g.host.next()
-		return
+		return true
 	}
 	g.state, g.since = asking, time.Now()
 	shorter := most < g.most
@@ -222,6 +228,7 @@ func (g *guest) await(most time.Duration) {
 	if g.server.guests.shut.Load() {
 		g.timer.Reset(0)
 	}
+	return false
 }
 
 // look ends a guest that asks nothing for too long, and looks again when it may have. To set the

@@ -60,7 +60,7 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request, c call, result hub
 	}
 	p.then = p.outcome
 	p.watch()
-	p.work()
+	p.work(&sends{plain: true})
 	return true
 }
 
@@ -82,8 +82,8 @@ func (p *poster) tired() {
 // ended is a host's.
 func (p *poster) ended() {}
 
-// work does what is to be done now, without waiting.
-func (p *poster) work() {
+// work does what is to be done now, without waiting. Answers go out with others.
+func (p *poster) work(out *sends) {
 	defer func() { // a panic costs the connection, not the process
 		if v := recover(); v != nil {
 			p.server.opts.Logger.Error("panic in a write", "panic", v)
@@ -92,7 +92,7 @@ func (p *poster) work() {
 	}()
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		if p.answered {
-			return p.reply(b), nil
+			return p.reply(b, out), nil
 		}
 		b = slices.Grow(b, mostRead)[:mostRead]
 		for p.read(b) {
@@ -220,7 +220,7 @@ func (p *poster) outcome(r hub.Result, err error) {
 }
 
 // reply answers the request under way.
-func (p *poster) reply(b []byte) []byte {
+func (p *poster) reply(b []byte, out *sends) []byte {
 	result, err := p.result, p.err
 	p.result, p.err, p.answered = hub.Result{}, nil, false
 	if err == nil && result.Refused {
@@ -244,20 +244,23 @@ func (p *poster) reply(b []byte) []byte {
 		b = append(b, body...)
 		return body, nil
 	})
-	p.send(b)
+	left, waits := b, false
+	if p.raw != nil {
+		left, waits = out.copied(p.raw, b, p)
+	}
+	if !waits {
+		p.sent(left)
+	}
 	return b
 }
 
-// send sends an answer.
-func (p *poster) send(b []byte) {
-	if p.raw != nil {
-		b = p.attempt.write(p.raw, b)
-	}
-	if len(b) == 0 {
+// sent is a sender's: of an answer.
+func (p *poster) sent(left []byte) {
+	if len(left) == 0 {
 		p.goOn()
 		return
 	}
-	rest := slices.Clone(b)
+	rest := slices.Clone(left)
 	go func() {
 		if _, err := p.conn.Write(rest); err != nil {
 			p.close()
@@ -353,10 +356,13 @@ func (r *recorder) Write(b []byte) (int, error) {
 // crew does what posters have to do, on as few goroutines as keep up with it: none is woken for each request, and
 // each answer.
 type crew struct {
+	plain bool // see sends
+
 	mu    sync.Mutex
 	jobs  []*poster // guarded by mu
 	from  int       // guarded by mu: the first that nobody has taken
 	hands int       // guarded by mu
+	desks []*sends  // guarded by mu: those that no hand uses
 }
 
 // atATime is how many jobs one goroutine takes before others may help.
@@ -366,16 +372,23 @@ func (c *crew) add(p *poster) {
 	c.mu.Lock()
 	c.jobs = append(c.jobs, p)
 	help := c.hands == 0 || len(c.jobs)-c.from > atATime*c.hands && c.hands < runtime.GOMAXPROCS(0)
+	var out *sends
 	if help {
 		c.hands++
+		if n := len(c.desks); n > 0 {
+			out, c.desks = c.desks[n-1], c.desks[:n-1]
+		}
 	}
 	c.mu.Unlock()
 	if help {
-		go c.run()
+		if out == nil {
+			out = &sends{plain: c.plain}
+		}
+		go c.run(out)
 	}
 }
 
-func (c *crew) run() {
+func (c *crew) run(out *sends) {
 	deepen()
 	var mine [atATime]*poster
 	for {
@@ -385,15 +398,20 @@ func (c *crew) run() {
 		if c.from += n; c.from == len(c.jobs) {
 			c.jobs, c.from = c.jobs[:0], 0
 		}
-		if n == 0 {
+		idle := n == 0 && len(out.all) == 0
+		if idle {
 			c.hands--
+			c.desks = append(c.desks, out)
 		}
 		c.mu.Unlock()
-		if n == 0 {
+		if idle {
 			return
 		}
 		for _, p := range mine[:n] {
-			p.work()
+			p.work(out)
+		}
+		if n < atATime { // what comes next may take its time
+			out.flush()
 		}
 	}
 }

@@ -105,6 +105,7 @@ func New(opts Options) *Server {
 		opts.Tickets = NewTickets()
 	}
 	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection(), problems: map[hub.Code]uint64{}, returns: map[*http.Server]*returns{}}
+	s.crew.plain = opts.OneByOne
 	s.NotReady("starting")
 	r := s.router
 	r.Use(s.guard, s.cors, s.narrow)

@@ -14,6 +14,7 @@ type sends struct {
 	one   attempt
 
 	used, spare [][]byte // memory of what waits, and of what does not
+	small       []byte   // memory of what is short, for all that waits
 }
 
 // send is one of them.
@@ -37,6 +38,7 @@ const (
 	mostSendBytes = 2 << 20 // wait, about
 	fewSends      = 3       // cost less one by one
 	spareBuffers  = 32      // of at most bufferKept bytes each
+	mostSmall     = 4 << 10
 )
 
 // IOUring tells whether the kernel lets many sockets be written to in one system call; see Options.OneByOne.
@@ -96,7 +98,7 @@ func (s *sends) flush() {
 		}
 	}
 	clear(s.used)
-	s.used = s.used[:0]
+	s.used, s.small = s.used[:0], s.small[:0]
 }
 
 // through sends all by a ring. Each socket is kept open meanwhile by being in RawConn.Control, one
@@ -140,6 +142,15 @@ func (s *sends) fresh(before []byte) []byte {
 
 // join is two that go out together. It stays until what waits was sent.
 func (s *sends) join(first, second []byte) []byte {
+	if n := len(first) + len(second); n <= mostSmall {
+		if s.small == nil {
+			s.small = make([]byte, 0, bufferKept)
+		}
+		if from := len(s.small); from+n <= cap(s.small) {
+			s.small = append(append(s.small, first...), second...)
+			return s.small[from : from+n : from+n]
+		}
+	}
 	var b []byte
 	if n := len(s.spare); n > 0 {
 		b, s.spare = s.spare[n-1], s.spare[:n-1]
@@ -147,4 +158,12 @@ func (s *sends) join(first, second []byte) []byte {
 	b = append(append(b[:0], first...), second...)
 	s.used = append(s.used, b)
 	return b
+}
+
+// copied is add for what does not stay as it is.
+func (s *sends) copied(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
+	if !s.plain {
+		b = s.join(b, nil)
+	}
+	return s.add(raw, b, to)
 }

@@ -46,7 +46,8 @@ type visitor struct {
 	head     *head  // of the answer, nil once it was sent
 	chunked  bool
 	answered bool   // the answer is complete
-	parked   bool   // writes do not wait for the client
+	sends    *sends // not nil: it is parked, and writes do not wait for the client
+	waits    bool   // what was written last is not sent yet
 	left     []byte // what they leave then
 }
 
@@ -343,11 +344,24 @@ func (v *visitor) End(ctx context.Context, ended *hub.Ended) error {
 
 // Deliver is hub.Parked's.
 func (v *visitor) Deliver(b *feed.Batch, desk *hub.Desk) bool {
-	v.parked = true
-	err := v.sink.Deliver(v.ctx, b, v.server.memoOf(desk))
-	v.parked = false
-	v.answered = errors.Is(err, errAnswered)
+	m := v.server.memoOf(desk)
+	v.sends = &m.sends
+	err := v.sink.Deliver(v.ctx, b, m)
+	v.sends = nil
+	if v.answered = errors.Is(err, errAnswered); v.answered {
+		v.mu.Lock()
+		v.state = busy // what comes now is the next request
+		v.mu.Unlock()
+	}
 	return !v.answered && len(v.left) == 0
+}
+
+// sent is a sender's.
+func (v *visitor) sent(left []byte) {
+	v.waits, v.left = false, append(v.left, left...)
+	if len(left) > 0 {
+		v.session.Unpark()
+	}
 }
 
 // Leave is hub.Parked's.
@@ -438,16 +452,22 @@ func (v *visitor) last(b []byte) error {
 // write writes what the socket takes at once, which mostly is all: without the deadlines that
 // a write which may wait needs.
 func (v *visitor) write(b []byte) error {
+	if v.waits {
+		v.sends.flush()
+	}
 	if len(v.left) > 0 {
 		v.left = append(v.left, b...)
 		return nil
 	}
-	if v.raw != nil {
-		b = v.attempt.write(v.raw, b)
-	}
-	if v.parked || len(b) == 0 {
+	if v.sends != nil {
+		b, v.waits = v.sends.copied(v.raw, b, v)
 		v.left = append([]byte(nil), b...)
 		return nil
+	}
+	if v.raw != nil {
+		if b = v.attempt.write(v.raw, b); len(b) == 0 {
+			return nil
+		}
 	}
 	_, err := v.conn.Write(b)
 	return err
