@@ -13,6 +13,12 @@
 // that takes something now and then is not. A WebSocket has at most 32 requests
 // unanswered; then it is not read until its client has read.
 //
+// # System calls
+//
+// What goes out at the same moment on many connections goes out in one system call, by io_uring(7), which is used for
+// nothing but that. Where the kernel forbids it (the sysctl kernel.io_uring_disabled, or a seccomp profile such as Docker's
+// since version 25), is older than 5.6 or is not Linux, and with [Options.OneByOne], each has one of its own.
+//
 // # Goroutines
 //
 // The package takes the connections of feeds over from net/http, and those on which somebody polls or

@@ -84,7 +84,7 @@ type Sends struct{ s sends }
 
 // Add has b sent; done gets what the socket did not take.
 func (s *Sends) Add(c net.Conn, b []byte, done func(left []byte)) {
-	if left, waits := s.s.add(rawSocket(c), b, told(done)); !waits {
+	if left, waits := s.s.copied(rawSocket(c), b, told(done)); !waits {
 		done(left)
 	}
 }
@@ -94,7 +94,7 @@ func (s *Sends) Flush() { s.s.flush() }
 
 // Waiting is how many sends wait, and the bytes that are held for them.
 func (s *Sends) Waiting() (sends, bytes int) {
-	for _, b := range append(s.s.used, s.s.spare...) {
+	for _, b := range append(append(s.s.used, s.s.spare...), s.s.joined, s.s.large) {
 		bytes += cap(b)
 	}
 	return len(s.s.all), bytes
@@ -103,6 +103,3 @@ func (s *Sends) Waiting() (sends, bytes int) {
 type told func(left []byte)
 
 func (fn told) sent(left []byte) { fn(left) }
-
-// OneByOne makes Sends that gather nothing.
-func OneByOne() *Sends { return &Sends{sends{plain: true}} }

@@ -7,14 +7,13 @@ import "syscall"
 type sends struct {
 	plain bool // one by one
 
-	all   []send
-	bytes int
-	held  int              // of all: how many sockets are kept open
-	fn    func(fd uintptr) // a closure for each would be an allocation for each
-	one   attempt
+	all  []send
+	held int              // of all: how many sockets are kept open
+	fn   func(fd uintptr) // a closure for each would be an allocation for each
+	one  attempt
 
-	used, spare [][]byte // memory of what waits, and of what does not
-	small       []byte   // memory of what is short, for all that waits
+	used, spare   [][]byte // memory of what waits, and of what does not
+	joined, large []byte   // memory of join: of all that waits, and of what does not
 }
 
 // send is one of them.
@@ -34,11 +33,13 @@ type sender interface {
 }
 
 const (
-	mostSends     = 256     // at a time
-	mostSendBytes = 2 << 20 // wait, about
-	fewSends      = 3       // cost less one by one
-	spareBuffers  = 32      // of at most bufferKept bytes each
-	mostSmall     = 4 << 10
+	mostSends = 256 // at a time
+	fewSends  = 3   // cost less one by one
+	// mostGathered is how many bytes wait for others. What is longer is sent at once: 2,000 that come back for
+	// 25 KB each took a tenth longer when all of that waited, in memory of its own.
+	mostGathered = 4 << 10
+	joinedRoom   = 128 << 10
+	spareBuffers = 32 // of at most bufferKept bytes each
 )
 
 // IOUring tells whether the kernel lets many sockets be written to in one system call; see Options.OneByOne.
@@ -53,14 +54,13 @@ func IOUring() bool {
 // add sends bytes, of which b must stay as it is until to.sent is called: waits. Else they were sent at once, and
 // left is what the socket did not take. Nothing may be added for a socket for which something waits.
 func (s *sends) add(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
-	if s.plain {
+	if s.plain || len(b) > mostGathered {
 		return s.write(raw, b), false
 	}
-	if len(s.all) == mostSends || s.bytes+len(b) > mostSendBytes {
+	if len(s.all) == mostSends {
 		s.flush()
 	}
 	s.all = append(s.all, send{raw: raw, b: b, to: to})
-	s.bytes += len(b)
 	return nil, true
 }
 
@@ -91,14 +91,14 @@ func (s *sends) flush() {
 		e.to.sent(e.b[e.took:])
 	}
 	clear(s.all)
-	s.all, s.bytes = s.all[:0], 0
+	s.all = s.all[:0]
 	for _, b := range s.used {
 		if cap(b) <= bufferKept && len(s.spare) < spareBuffers {
 			s.spare = append(s.spare, b)
 		}
 	}
 	clear(s.used)
-	s.used, s.small = s.used[:0], s.small[:0]
+	s.used, s.joined = s.used[:0], s.joined[:0]
 }
 
 // through sends all by a ring. Each socket is kept open meanwhile by being in RawConn.Control, one
@@ -140,29 +140,31 @@ func (s *sends) fresh(before []byte) []byte {
 	return nil
 }
 
-// join is two that go out together. It stays until what waits was sent.
+// join is two that go out together, as what is added next. What waits may be sent before.
 func (s *sends) join(first, second []byte) []byte {
-	if n := len(first) + len(second); n <= mostSmall {
-		if s.small == nil {
-			s.small = make([]byte, 0, bufferKept)
+	n := len(first) + len(second)
+	if n > mostGathered {
+		if cap(s.large) > bufferKept {
+			s.large = nil
 		}
-		if from := len(s.small); from+n <= cap(s.small) {
-			s.small = append(append(s.small, first...), second...)
-			return s.small[from : from+n : from+n]
-		}
+		s.large = append(append(s.large[:0], first...), second...)
+		return s.large
 	}
-	var b []byte
-	if n := len(s.spare); n > 0 {
-		b, s.spare = s.spare[n-1], s.spare[:n-1]
+	if s.joined == nil {
+		s.joined = make([]byte, 0, joinedRoom)
 	}
-	b = append(append(b[:0], first...), second...)
-	s.used = append(s.used, b)
-	return b
+	// Now, and not once it is added: its memory would be taken for free.
+	if len(s.joined)+n > cap(s.joined) || len(s.all) == mostSends {
+		s.flush()
+	}
+	from := len(s.joined)
+	s.joined = append(append(s.joined, first...), second...)
+	return s.joined[from : from+n : from+n]
 }
 
 // copied is add for what does not stay as it is.
 func (s *sends) copied(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
-	if !s.plain {
+	if !s.plain && len(b) <= mostGathered {
 		b = s.join(b, nil)
 	}
 	return s.add(raw, b, to)

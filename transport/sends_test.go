@@ -75,7 +75,7 @@ func TestOfWhatIsSentTogetherNoByteIsLostOrSentTwice(t *testing.T) {
 			told := 0
 			some := rapid.SliceOfNDistinct(rapid.IntRange(0, n-1), 0, n, rapid.ID).Draw(rt, "some")
 			for _, i := range some {
-				b := bytes.Repeat([]byte{byte('a' + i%26)}, rapid.SampledFrom([]int{1, 200, 20_000, 300_000}).Draw(rt, "bytes"))
+				b := bytes.Repeat([]byte{byte('a' + i%26)}, rapid.SampledFrom([]int{1, 200, 4000, 20_000, 300_000}).Draw(rt, "bytes"))
 				for j := range b {
 					b[j] += byte(j % 31) // what is cut out in between shows
 				}
@@ -122,6 +122,36 @@ func TestOfWhatIsSentTogetherNoByteIsLostOrSentTwice(t *testing.T) {
 			clients[i].Close()
 		}
 	})
+}
+
+// More than go out in one call, and more than is held meanwhile: nobody may get what was meant for another.
+func TestOfManyThatAreWrittenToTogetherEachGetsItsOwn(t *testing.T) {
+	needsRings(t)
+	const n = 900
+	servers, clients := pairs(t, n)
+	s := new(transport.Sends)
+	var b []byte
+	want := func(i, round int) string {
+		return strings.Repeat(fmt.Sprintf("%d of %d;", round, i), 1+i*7919%(10+round*300+i/10))
+	}
+	for round := range 2 {
+		for i := range n {
+			b = append(b[:0], want(i, round)...) // over what was added before
+			s.Add(servers[i], b, func(left []byte) {
+				if len(left) > 0 {
+					t.Errorf("socket %d did not take %d bytes", i, len(left))
+				}
+			})
+		}
+		s.Flush()
+		for i := range n {
+			got := make([]byte, len(want(i, round)))
+			clients[i].SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.ReadFull(clients[i], got); err != nil || string(got) != want(i, round) {
+				t.Fatalf("socket %d got %.40q, %v", i, got, err)
+			}
+		}
+	}
 }
 
 var seqOf = regexp.MustCompile(`"type":"change","seq":(\d+)`)
