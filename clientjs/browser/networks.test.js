@@ -12,7 +12,7 @@ import { launch, seen, startServer, truth, watch } from './program.js'
 const RUNS = Number(process.env.RUNS ?? 1)
 const TABLE = process.env.TABLE
 /** How long a page is watched for what it settles on, in seconds, and for how long it must have stayed so. */
-const WATCH = Number(process.env.WATCH ?? 30)
+const WATCH = Number(process.env.WATCH ?? 20)
 const STEADY = 8
 const ROWS = 100
 
@@ -106,13 +106,13 @@ async function live(hop) {
     assert.ok(await early, `${hop}: an early write was lost`)
     /** @type {number[]} */
     const latency = []
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < (TABLE ? 10 : 5); i++) {
       const key = `${hop}-late-${i}-${begun}`
       await write([{ op: 'put', key, value: { i } }])
       const at = Date.now()
       await page.waitForFunction((key) => /** @type {any} */ (window).seen.arrived[key], key, {
         timeout: 60_000,
-        polling: 50,
+        polling: TABLE ? 50 : 250, // when it came is told by the page
       })
       latency.push(Math.max(0, (await seen(page)).arrived[key] - at))
     }
