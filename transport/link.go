@@ -114,12 +114,14 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte, to sender) b
 			return false
 		}
 	}
+	before := l.rest
 	if l.torn { // nothing was written yet
-		frames = m.sends.join(l.rest, frames)
 		l.rest, l.torn = nil, false
 	} else if !l.turn.try() {
 		l.rest = slices.Clone(frames)
 		return false
+	} else {
+		before = nil
 	}
 	if l.over {
 		l.turn.give()
@@ -127,7 +129,12 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte, to sender) b
 		return false
 	}
 	var left []byte
-	if left, l.waits = m.sends.add(raw, frames, to); l.waits {
+	if len(before) > 0 {
+		left, l.waits = m.sends.join(raw, before, frames, to)
+	} else {
+		left, l.waits = m.sends.add(raw, frames, to)
+	}
+	if l.waits {
 		return true
 	}
 	return l.sent(left)

@@ -35,9 +35,11 @@ type sender interface {
 const (
 	mostSends = 256 // at a time
 	fewSends  = 3   // cost less one by one
-	// mostGathered is how many bytes wait for others. What is longer is sent at once: 2,000 that come back for
-	// 25 KB each took a tenth longer when all of that waited, in memory of its own.
-	mostGathered = 4 << 10
+	// mostShared is how many bytes wait for others, where many get the same, and mostJoined where one alone does. What
+	// is longer is sent at once: 2,000 that come back for 25 KB each took a tenth longer when all of that waited, in
+	// memory of its own.
+	mostShared   = 16 << 10
+	mostJoined   = 4 << 10
 	joinedRoom   = 128 << 10
 	spareBuffers = 32 // of at most bufferKept bytes each
 )
@@ -54,7 +56,7 @@ func IOUring() bool {
 // add sends bytes, of which b must stay as it is until to.sent is called: waits. Else they were sent at once, and
 // left is what the socket did not take. Nothing may be added for a socket for which something waits.
 func (s *sends) add(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
-	if s.plain || len(b) > mostGathered {
+	if s.plain || len(b) > mostShared {
 		return s.write(raw, b), false
 	}
 	if len(s.all) == mostSends {
@@ -140,15 +142,15 @@ func (s *sends) fresh(before []byte) []byte {
 	return nil
 }
 
-// join is two that go out together, as what is added next. What waits may be sent before.
-func (s *sends) join(first, second []byte) []byte {
+// join is add for two that go out together, neither of which stays as it is.
+func (s *sends) join(raw syscall.RawConn, first, second []byte, to sender) (left []byte, waits bool) {
 	n := len(first) + len(second)
-	if n > mostGathered {
+	if s.plain || n > mostJoined {
 		if cap(s.large) > bufferKept {
 			s.large = nil
 		}
 		s.large = append(append(s.large[:0], first...), second...)
-		return s.large
+		return s.write(raw, s.large), false
 	}
 	if s.joined == nil {
 		s.joined = make([]byte, 0, joinedRoom)
@@ -159,13 +161,13 @@ func (s *sends) join(first, second []byte) []byte {
 	}
 	from := len(s.joined)
 	s.joined = append(append(s.joined, first...), second...)
-	return s.joined[from : from+n : from+n]
+	return s.add(raw, s.joined[from:from+n:from+n], to)
 }
 
 // copied is add for what does not stay as it is.
 func (s *sends) copied(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
-	if !s.plain && len(b) <= mostGathered {
-		b = s.join(b, nil)
+	if s.plain || len(b) > mostJoined {
+		return s.write(raw, b), false
 	}
-	return s.add(raw, b, to)
+	return s.join(raw, b, nil, to)
 }

@@ -301,11 +301,12 @@ func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 			return false
 		}
 	}
-	if len(k.left) > 0 {
-		frames = m.sends.join(k.left, frames)
-	}
 	var left []byte
-	left, k.waits = m.sends.add(k.raw, frames, k)
+	if len(k.left) > 0 {
+		left, k.waits = m.sends.join(k.raw, k.left, frames, k)
+	} else {
+		left, k.waits = m.sends.add(k.raw, frames, k)
+	}
 	k.left = slices.Clone(left)
 	return len(left) == 0
 }
