@@ -33,7 +33,6 @@ type guest struct {
 	forgotten bool          // guarded by mu
 
 	// Owned by whoever serves the request under way.
-	attempt attempt
 	parting bool   // the connection ends with the answer
 	early   []byte // what came after the request
 	strikes int    // how often it went back to net/http since it asked what is known
@@ -117,7 +116,6 @@ func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h ho
 		}
 	}
 	g.raw = rawSocket(g.conn)
-	g.attempt.fn = g.attempt.once
 	g.parting = r.Close
 	return asked, true
 }

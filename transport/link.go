@@ -114,27 +114,19 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte, to sender) b
 			return false
 		}
 	}
-	before := l.rest
+	var before, left []byte
 	if l.torn { // nothing was written yet
-		l.rest, l.torn = nil, false
+		before, l.rest, l.torn = l.rest, nil, false
 	} else if !l.turn.try() {
 		l.rest = slices.Clone(frames)
 		return false
-	} else {
-		before = nil
 	}
 	if l.over {
 		l.turn.give()
 		l.rest = slices.Clone(frames) // which writeRest refuses
 		return false
 	}
-	var left []byte
-	if len(before) > 0 {
-		left, l.waits = m.sends.join(raw, before, frames, to)
-	} else {
-		left, l.waits = m.sends.add(raw, frames, to)
-	}
-	if l.waits {
+	if left, l.waits = m.sends.join(raw, before, frames, to); l.waits {
 		return true
 	}
 	return l.sent(left)

@@ -65,6 +65,9 @@ type attempt struct {
 // writes meanwhile. It goes past RawConn.Write, which readies the runtime's poller for a wait that
 // never comes.
 func (a *attempt) write(raw syscall.RawConn, b []byte) (left []byte) {
+	if a.fn == nil {
+		a.fn = a.once // a closure for each write would be an allocation for each
+	}
 	a.left = b
 	_ = raw.Control(a.fn)
 	left, a.left = a.left, nil

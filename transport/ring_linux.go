@@ -114,19 +114,23 @@ func (r *ring) close() {
 	_ = unix.Close(r.fd)
 }
 
+// entry asks for a send, the i-th.
+func (s *send) entry(i int) entry {
+	return entry{
+		op: opSend, fd: int32(s.fd), user: uint64(i),
+		address: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(s.b)))), length: uint32(len(s.b)),
+		// With MSG_DONTWAIT a socket that is full is an error, and nothing goes on behind our back.
+		how: unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL,
+	}
+}
+
 // send sends what sockets take at once, and tells with each how much that was. At most mostSends; their
 // sockets must be kept open.
 func (r *ring) send(all []send) {
 	tail := *r.todoTail
 	for i := range all {
-		s := &all[i]
-		s.took = 0
-		r.todo[(tail+uint32(i))&r.todoMask] = entry{
-			op: opSend, fd: int32(s.fd), user: uint64(i),
-			address: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(s.b)))), length: uint32(len(s.b)),
-			// With MSG_DONTWAIT a socket that is full is an error, and nothing goes on behind our back.
-			how: unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL,
-		}
+		all[i].took = 0
+		r.todo[(tail+uint32(i))&r.todoMask] = all[i].entry(i)
 	}
 	atomic.StoreUint32(r.todoTail, tail+uint32(len(all)))
 	taken := 0
@@ -210,8 +214,7 @@ func (r *ring) works() bool {
 	}
 	defer unix.Close(pair[1])
 	defer unix.Close(pair[0])
-	probe := make([]send, 1)
-	probe[0] = send{fd: pair[0], b: make([]byte, 1)}
+	probe := []send{{fd: pair[0], b: make([]byte, 1)}}
 	if r.send(probe); probe[0].took != 1 {
 		return false
 	}
@@ -219,9 +222,9 @@ func (r *ring) works() bool {
 		_, err = unix.Write(pair[0], full)
 	}
 	before := *r.doneHead
-	*r.todoTail, r.todo[*r.todoTail&r.todoMask] = *r.todoTail+1, entry{
-		op: opSend, fd: int32(pair[0]), address: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(probe[0].b)))), length: 1, how: unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL,
-	}
+	tail := *r.todoTail
+	r.todo[tail&r.todoMask] = probe[0].entry(0)
+	atomic.StoreUint32(r.todoTail, tail+1)
 	_, _, errno := syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), 1, 0, waitForDone, 0, 0)
 	if errno != 0 || atomic.LoadUint32(r.doneTail) == before {
 		return false

@@ -57,20 +57,13 @@ func IOUring() bool {
 // left is what the socket did not take. Nothing may be added for a socket for which something waits.
 func (s *sends) add(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
 	if s.plain || len(b) > mostShared {
-		return s.write(raw, b), false
+		return s.one.write(raw, b), false
 	}
 	if len(s.all) == mostSends {
 		s.flush()
 	}
 	s.all = append(s.all, send{raw: raw, b: b, to: to})
 	return nil, true
-}
-
-func (s *sends) write(raw syscall.RawConn, b []byte) (left []byte) {
-	if s.one.fn == nil {
-		s.one.fn = s.one.once
-	}
-	return s.one.write(raw, b)
 }
 
 // flush sends all that waits.
@@ -82,7 +75,7 @@ func (s *sends) flush() {
 	if r == nil {
 		for i := range s.all {
 			e := &s.all[i]
-			e.took = len(e.b) - len(s.write(e.raw, e.b))
+			e.took = len(e.b) - len(s.one.write(e.raw, e.b))
 		}
 	} else {
 		s.through(r)
@@ -142,15 +135,18 @@ func (s *sends) fresh(before []byte) []byte {
 	return nil
 }
 
-// join is add for two that go out together, neither of which stays as it is.
+// join is add for two that go out together, of which the first, if there is one, does not stay as it is.
 func (s *sends) join(raw syscall.RawConn, first, second []byte, to sender) (left []byte, waits bool) {
+	if len(first) == 0 {
+		return s.add(raw, second, to)
+	}
 	n := len(first) + len(second)
 	if s.plain || n > mostJoined {
 		if cap(s.large) > bufferKept {
 			s.large = nil
 		}
 		s.large = append(append(s.large[:0], first...), second...)
-		return s.write(raw, s.large), false
+		return s.one.write(raw, s.large), false
 	}
 	if s.joined == nil {
 		s.joined = make([]byte, 0, joinedRoom)
@@ -167,7 +163,7 @@ func (s *sends) join(raw syscall.RawConn, first, second []byte, to sender) (left
 // copied is add for what does not stay as it is.
 func (s *sends) copied(raw syscall.RawConn, b []byte, to sender) (left []byte, waits bool) {
 	if s.plain || len(b) > mostJoined {
-		return s.write(raw, b), false
+		return s.one.write(raw, b), false
 	}
 	return s.join(raw, b, nil, to)
 }

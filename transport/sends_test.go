@@ -3,7 +3,6 @@ package transport_test
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -222,7 +221,6 @@ func lines(r *bufio.Reader, tr string, fn func(line string) bool) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = res.Body }()
 	if tr == sse {
 		body := bufio.NewReader(res.Body)
 		for {
@@ -235,33 +233,19 @@ func lines(r *bufio.Reader, tr string, fn func(line string) bool) error {
 			}
 		}
 	}
-	for {
-		var head [2]byte
-		if _, err := io.ReadFull(r, head[:]); err != nil {
+	for c := (&rawSocket{r: r}); ; {
+		op, payload, err := c.read()
+		switch {
+		case err != nil:
 			return err
-		}
-		n := uint64(head[1])
-		if wide := map[uint64]int{126: 2, 127: 8}[n]; wide > 0 {
-			var b [8]byte
-			if _, err := io.ReadFull(r, b[8-wide:]); err != nil {
-				return err
-			}
-			n = binary.BigEndian.Uint64(b[:])
-		}
-		payload := make([]byte, n)
-		if _, err := io.ReadFull(r, payload); err != nil {
-			return err
-		}
-		switch head[0] {
-		case 0x81:
-			for line := range strings.SplitSeq(string(payload), "\n") {
+		case op == 1: // text
+			for line := range strings.SplitSeq(payload, "\n") {
 				if !fn(line) {
 					return nil
 				}
 			}
-		case 0x89:
-		default:
-			return fmt.Errorf("a frame begins with %x", head)
+		case op != 9: // ping
+			return fmt.Errorf("a frame has the opcode %x", op)
 		}
 	}
 }

@@ -302,11 +302,7 @@ func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 		}
 	}
 	var left []byte
-	if len(k.left) > 0 {
-		left, k.waits = m.sends.join(k.raw, k.left, frames, k)
-	} else {
-		left, k.waits = m.sends.add(k.raw, frames, k)
-	}
+	left, k.waits = m.sends.join(k.raw, k.left, frames, k)
 	k.left = slices.Clone(left)
 	return len(left) == 0
 }

@@ -45,7 +45,8 @@ type visitor struct {
 	id       int    // where the session's ID stands in it
 	head     *head  // of the answer, nil once it was sent
 	chunked  bool
-	answered bool   // the answer is complete
+	answered bool // the answer is complete
+	attempt  attempt
 	sends    *sends // not nil: it is parked, and writes do not wait for the client
 	waits    bool   // what was written last is not sent yet
 	left     []byte // what they leave then
