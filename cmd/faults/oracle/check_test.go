@@ -701,6 +701,24 @@ var told = []struct {
 		s.final(rows("eeee-1", row(1, x)))
 		s.Settle = []string{"f"}
 	}},
+	{"converge", "a follower does not come to the end, where a row goes by itself after it", func(s *story) {
+		s.start("eeee")
+		x, y := put("a:1", 1), mortal(put("a:2", 2))
+		s.write("eeee", 1, x)
+		s.stream(1, "", open("eeee"), frame(1, x), live("eeee-1"))
+		s.write("eeee", 2, y)
+		s.final(rows("eeee-2", row(1, x), row(2, y)))
+		s.Settle = []string{"f"}
+	}, func(s *story) {
+		s.start("eeee")
+		x, y := put("a:1", 1), mortal(put("a:2", 2))
+		s.write("eeee", 1, x)
+		s.write("eeee", 2, y)
+		s.final(rows("eeee-2", row(1, x), row(2, y)))
+		s.now += 2 * time.Second
+		s.stream(1, "", open("eeee"), frame(1, x), oracle.Frame{Type: "change", Seq: 3, Collection: "a", Op: "remove", Key: "2"}, live("eeee-3"))
+		s.Settle = []string{"f"}
+	}},
 	{"start", "a server that does not start", func(s *story) {
 		s.start("eeee")
 		s.start("eeee").Ready = 0
