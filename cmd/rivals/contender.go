@@ -55,7 +55,7 @@ type paths struct {
 
 // contenders is all of them; Tidemark is first, because the others are held against it.
 func contenders() []*contender {
-	return []*contender{tidemark(), nchan(), centrifugo(), goSSE(), betterSSE(), bun(), ws(), socketIO(), natsServer(), emptyHandler()}
+	return []*contender{tidemark(), nchan(), centrifugo(), goSSE(), betterSSE(), bun(), ws(), socketIO(), natsServer(), emptyHandler(), bareLoop()}
 }
 
 // way is how one follows a contender over a transport, or nil.

@@ -29,6 +29,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 2 && args[0] == "bareloop" {
+		return serveBareLoop(args[1])
+	}
 	flags := flag.NewFlagSet("rivals", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 5, "how often each is measured")
