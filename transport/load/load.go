@@ -3,10 +3,10 @@ package load
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -327,50 +327,51 @@ func (x *run) post(ctx context.Context, s *sender, batch int) error {
 	first := x.n.Add(int64(batch)) - int64(batch)
 	turn := int(first / int64(batch))
 	name := x.collection(turn)
-	pad := strings.Repeat("x", max(0, x.o.Payload-40))
 	sent := time.Now()
-	var body bytes.Buffer
-	body.WriteString(`{"changes":[`)
 	row := func(i int) int { return (turn/x.o.Collections*batch + i) % x.keys }
+	b := append(s.body[:0], `{"changes":[`...)
 	for i := range batch {
 		if i > 0 {
-			body.WriteByte(',')
+			b = append(b, ',')
 		}
-		fmt.Fprintf(&body, `{"collection":%q,"op":"put","key":"%d","value":{"t":%d,"pad":"%s"}}`, name, row(i), sent.UnixNano(), pad)
+		b = strconv.AppendQuote(append(b, `{"collection":`...), name)
+		b = strconv.AppendInt(append(b, `,"op":"put","key":"`...), int64(row(i)), 10)
+		b = strconv.AppendInt(append(b, `","value":{"t":`...), sent.UnixNano(), 10)
+		b = append(b, `,"pad":"`...)
+		for range x.o.Payload - 40 {
+			b = append(b, 'x')
+		}
+		b = append(b, `"}}`...)
 	}
-	body.WriteString(`]}`)
-	res, answer, err := s.send(ctx, body.Bytes())
+	s.body = append(b, "]}"...)
+	status, answer, err := s.send(ctx, s.body)
 	if err != nil {
 		return err
 	}
-	if res.StatusCode != http.StatusOK {
+	if status != http.StatusOK {
 		x.refused.Add(1)
-		x.o.Logf("a write was answered %s: %s", res.Status, bytes.TrimSpace(answer))
-		if res.StatusCode/100 == 4 && res.StatusCode != http.StatusTooManyRequests {
-			return fmt.Errorf("a write was answered %s: %s", res.Status, bytes.TrimSpace(answer))
+		x.o.Logf("a write was answered %d: %s", status, bytes.TrimSpace(answer))
+		if status/100 == 4 && status != http.StatusTooManyRequests {
+			return fmt.Errorf("a write was answered %d: %s", status, bytes.TrimSpace(answer))
 		}
 		return nil
 	}
 	x.writes.Add(time.Since(sent))
 	x.changes.Add(int64(batch))
-	var a struct {
-		Cursor  string `json:"cursor"`
-		Results []struct {
-			Seq uint64 `json:"seq"`
-		} `json:"results"`
-	}
-	if err := json.Unmarshal(answer, &a); err != nil || len(a.Results) != batch {
+	if s.seqs = sequences(s.seqs[:0], answer); len(s.seqs) != batch {
 		return fmt.Errorf("the answer to a write can't be read: %s", answer)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if last := a.Results[batch-1].Seq; last > x.newest {
-		x.newest, x.from = last, a.Cursor
+	if last := s.seqs[batch-1]; last > x.newest {
+		x.newest, x.from = last, quoted(answer, cursorMark)
 	}
 	phase := x.written[len(x.written)-1]
-	for i, r := range a.Results {
-		phase[name] = append(phase[name], Written{r.Seq, row(i)})
+	written := phase[name]
+	for i, seq := range s.seqs {
+		written = append(written, Written{seq, row(i)})
 	}
+	phase[name] = written
 	return nil
 }
 

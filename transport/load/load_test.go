@@ -41,6 +41,13 @@ func fake(t *testing.T, spoil func(seq int, frame string) []string) string {
 				}
 			}
 		}
+		// As any server may answer that is in between.
+		switch seq % 3 {
+		case 1:
+			w.Header().Set("Connection", "close")
+		case 2:
+			_ = http.NewResponseController(w).Flush() // so that it is chunked
+		}
 		fmt.Fprintf(w, `{"results":[%s]}`, strings.Join(results, ","))
 	})
 	mux.HandleFunc("GET /v1/acme/feed", func(w http.ResponseWriter, r *http.Request) {
