@@ -119,7 +119,7 @@ func (l *Log) SaveCheckpoint(ctx context.Context, at feed.Position, parts iter.S
 	if err != nil {
 		return doing(err)
 	}
-	if err := l.untouched(ctx, n, checkpointStream, checkpointSubject, info.State.LastSeq); err != nil {
+	if _, err := l.untouched(ctx, n, checkpointStream, checkpointSubject, info.State.LastSeq); err != nil {
 		return doing(err)
 	}
 	before, _, err := l.newest(ctx)

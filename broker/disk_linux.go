@@ -31,3 +31,14 @@ func freeSpace(dir string) (free int64, known bool) {
 func uncache(f *os.File) {
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // a hint, no more
 }
+
+// newPages is memory that is there when it is returned; freePages gives it back.
+func newPages(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE)
+}
+
+func freePages(b []byte) {
+	if b != nil {
+		_ = unix.Munmap(b) // which only fails for what is no memory of newPages
+	}
+}

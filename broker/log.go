@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -431,11 +432,17 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if before <= max(1, position(state.FirstSeq)) {
 		return nil // there is nothing before it; the genesis message goes with group 1
 	}
-	if err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq); err != nil {
+	starts, err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq)
+	if err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}
-	if err := l.nats.Load().purge(ctx, logStream, sequence(before)); err != nil {
-		return fmt.Errorf("trim the log: %w", err)
+	// A file at a time: while the server removes files, nothing can be appended. All eight of a log of 64 MiB took 75 ms
+	// together, of an ext4 that discards what is free.
+	starts = slices.DeleteFunc(starts, func(seq uint64) bool { return seq <= state.FirstSeq || seq >= sequence(before) })
+	for _, seq := range append(starts, sequence(before)) {
+		if err := l.nats.Load().purge(ctx, logStream, seq); err != nil {
+			return fmt.Errorf("trim the log: %w", err)
+		}
 	}
 	// Purges have emptied streams before (nats-server 2.14): look.
 	trimmed, err := l.state(ctx)

@@ -150,24 +150,31 @@ func (l *Log) scrubbed(ctx context.Context) error {
 
 // untouched tells whether a stream's files may be given to the server to take something out
 // of them: where a record is harmed, it would drop others. It is an error where they may
-// not: the scrub is woken, and sees to it.
-func (l *Log) untouched(ctx context.Context, n *embedded, stream, subject string, upTo uint64) error {
+// not: the scrub is woken, and sees to it. starts are the first messages of its files.
+func (l *Log) untouched(ctx context.Context, n *embedded, stream, subject string, upTo uint64) (starts []uint64, err error) {
 	v := &verifier{stream: stream, subject: subject}
+	last := ""
+	v.each = func(file string, _ int, seq uint64, _ []byte) error {
+		if file != last {
+			last, starts = file, append(starts, seq)
+		}
+		return nil
+	}
 	v.harmed = func(h harm) error {
 		if h.after >= upTo {
 			return errEnough // perhaps under way
 		}
 		return v.damage(h)
 	}
-	err := v.run(ctx, n.dir)
+	err = v.run(ctx, n.dir)
 	if errors.Is(err, feed.ErrDamaged) && l.opts.Scrub > 0 {
 		select {
 		case l.look <- struct{}{}:
 		default:
 		}
-		return fmt.Errorf("left alone until it is mended: %v", err) // which it is not by failing
+		err = fmt.Errorf("left alone until it is mended: %v", err) // which it is not by failing
 	}
-	return err
+	return starts, err
 }
 
 // curb waits as long as reading n bytes since a moment takes at the scrub's rate.

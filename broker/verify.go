@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -235,21 +236,18 @@ func (v *verifier) run(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("check the stream %s: %w", v.stream, err)
 	}
-	var buf bytes.Buffer // a file has at most 8 MiB, or one message
+	var buf pages // a file has at most 8 MiB, or one message
+	defer buf.free()
 	for i, block := range blocks {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		buf.Reset()
 		f, err := os.Open(filepath.Join(msgs, block.name))
 		if err == nil {
 			if v.cold {
 				uncache(f)
 			}
-			if info, serr := f.Stat(); serr == nil { // else it is grown, and copied, up to twice its size
-				buf.Grow(int(min(info.Size(), 8<<20)) + bytes.MinRead)
-			}
-			_, err = buf.ReadFrom(f)
+			err = buf.read(f)
 			f.Close()
 		}
 		if err != nil {
@@ -259,12 +257,65 @@ func (v *verifier) run(ctx context.Context, dir string) error {
 		if v.hash, err = highwayhash.NewDigest64(key[:]); err != nil {
 			return fmt.Errorf("check the stream %s: %w", v.stream, err)
 		}
-		if err := v.block(block.name, buf.Bytes(), i == len(blocks)-1); errors.Is(err, errEnough) {
+		if err := v.block(block.name, buf.bytes(), i == len(blocks)-1); errors.Is(err, errEnough) {
 			return nil
 		} else if err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// pages are memory for whole files, from outside of the heap where that is known how to. Fresh pages of the heap are
+// cleared in one go that nothing in the process can interrupt, not even for a collection that everybody waits for: on a
+// virtual machine where each page costs 15 us or more, nothing was written for 65 to 200 ms.
+type pages struct {
+	all []byte
+	n   int // are of the file that was read
+}
+
+func (p *pages) bytes() []byte { return p.all[:p.n] }
+
+func (p *pages) free() {
+	freePages(p.all)
+	*p = pages{}
+}
+
+// read reads a file, in place of what was read before.
+func (p *pages) read(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	p.n = 0
+	for size := info.Size() + 1; ; size = 2 * int64(len(p.all)) { // it may grow meanwhile
+		if err := p.room(int(size)); err != nil {
+			return err
+		}
+		for p.n < len(p.all) {
+			n, err := f.Read(p.all[p.n:])
+			p.n += n
+			if err == io.EOF {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// room makes room for size bytes, at least; what was read stays.
+func (p *pages) room(size int) error {
+	if size <= len(p.all) {
+		return nil
+	}
+	more, err := newPages(size)
+	if err != nil {
+		return fmt.Errorf("no memory for %d bytes: %w", size, err)
+	}
+	copy(more, p.all[:p.n])
+	freePages(p.all)
+	p.all = more
 	return nil
 }
 

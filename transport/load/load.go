@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -121,7 +122,7 @@ type run struct {
 	newest  uint64       // guarded by mu: what from stands for
 
 	mu      sync.Mutex
-	written []map[string][]Written // guarded by mu: one for each phase, by collection
+	written []map[string]*pages // guarded by mu: one for each phase, by collection
 }
 
 // Run puts the server under load. An error says why that could not be done; what the server did
@@ -272,7 +273,7 @@ func (x *run) follow(ctx context.Context, rate int) (*crowd, error) {
 // write writes for so long, or so many changes.
 func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
 	x.mu.Lock()
-	x.written = append(x.written, make(map[string][]Written))
+	x.written = append(x.written, make(map[string]*pages))
 	x.mu.Unlock()
 	whole := ctx
 	ctx, cancel := context.WithCancelCause(whole)
@@ -367,12 +368,27 @@ func (x *run) post(ctx context.Context, s *sender, batch int) error {
 		x.newest, x.from = last, quoted(answer, cursorMark)
 	}
 	phase := x.written[len(x.written)-1]
-	written := phase[name]
-	for i, seq := range s.seqs {
-		written = append(written, Written{seq, row(i)})
+	w := phase[name]
+	if w == nil {
+		w = new(pages)
+		phase[name] = w
 	}
-	phase[name] = written
+	for i, seq := range s.seqs {
+		w.add(Written{seq, row(i)})
+	}
 	return nil
+}
+
+// pages are the writes to a collection. To make one list of a million longer took 100 ms, and all writers waited.
+type pages [][]Written
+
+func (p *pages) add(w Written) {
+	last := len(*p) - 1
+	if last < 0 || len((*p)[last]) == cap((*p)[last]) {
+		last++
+		*p = append(*p, make([]Written, 0, 64<<min(last, 7)))
+	}
+	(*p)[last] = append((*p)[last], w)
 }
 
 // settleWithin is how long followers may be behind the last write before it counts as lost.
@@ -383,8 +399,10 @@ func (x *run) settle(ctx context.Context) error {
 	target := make(map[string]uint64)
 	for _, phase := range x.written {
 		for name, writes := range phase {
-			for _, w := range writes {
-				target[name] = max(target[name], w.Seq)
+			for _, page := range *writes {
+				for _, w := range page {
+					target[name] = max(target[name], w.Seq)
+				}
 			}
 		}
 	}
@@ -405,7 +423,7 @@ func (x *run) judge() {
 	of := make(map[string][]Written)
 	for _, phase := range x.written {
 		for name, writes := range phase {
-			of[name] = append(of[name], writes...)
+			of[name] = append(of[name], slices.Concat(*writes...)...)
 		}
 	}
 	for _, f := range x.all {
