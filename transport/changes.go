@@ -176,8 +176,9 @@ func cleanError(err error) (which, said string) {
 	return "", "it is not valid"
 }
 
-// request makes a hub request of a body.
+// request makes a hub request of a body, and frees it.
 func (b *body) request(tenant string) (hub.Request, error) {
+	defer b.free()
 	req := hub.Request{Tenant: tenant, Atomic: b.Atomic == nil || *b.Atomic}
 	if b.Client != nil {
 		if err := feed.CheckClient(*b.Client); err != nil {

@@ -125,14 +125,18 @@ func (p *poster) read(b []byte) (more bool) {
 			p.more = true
 			p.mu.Unlock()
 		}
+		whole := p.in
 		if p.in = nil; known == 0 || p.server.changed(p.call.hub) {
 			p.refer(request)
 		} else {
 			p.begin(request[known:])
 		}
+		if cap(whole) <= bufferKept {
+			buffers.Put(&whole)
+		}
 		return false
 	case p.in == nil:
-		p.in, p.began = append(make([]byte, 0, max(total, n)), request...), time.Now()
+		p.in, p.began = append(room(max(total, n)), request...), time.Now()
 	}
 	if n == len(b) {
 		return true
@@ -143,6 +147,16 @@ func (p *poster) read(b []byte) (more bool) {
 		p.await(wholeWithin - time.Since(p.began))
 	}
 	return false
+}
+
+// room is an empty buffer for n bytes.
+func room(n int) []byte {
+	p := buffers.Get().(*[]byte)
+	if cap(*p) >= n {
+		return (*p)[:0]
+	}
+	buffers.Put(p)
+	return make([]byte, 0, n)
 }
 
 // refer gives a request to net/http.

@@ -20,6 +20,7 @@ type group struct {
 	size     int   // in the log, about
 	mem      int64 // what it adds to the state's bytes, about
 	txns     []txn
+	records  []feed.Record // of them: memory for more
 	rows     overlay[rowKey, rowState]
 	ids      overlay[tenantID, seenID]
 	added    map[string]int // ids, by tenant
@@ -44,6 +45,7 @@ const recordCost = 40
 // decided did can be taken back.
 type overlay[K comparable, V any] struct {
 	now  map[K]V
+	most int // entries that now had, since it was made
 	undo []entry[K, V]
 }
 
@@ -74,10 +76,10 @@ func (o *overlay[K, V]) rollback() {
 	o.keep()
 }
 
-// clear empties the overlay. A map that was large is not kept: to clear it costs what
+// clear empties the overlay. A map that was much larger before is not kept: to clear it costs what
 // it can hold, each time.
 func (o *overlay[K, V]) clear() {
-	if o.now == nil || len(o.now) > 256 {
+	if o.most = max(o.most, len(o.now)); o.now == nil || o.most > 256 && len(o.now) < o.most/8 {
 		*o = overlay[K, V]{now: make(map[K]V)}
 	}
 	clear(o.now)
@@ -121,6 +123,8 @@ func (h *Hub) newGroup() *group {
 func (g *group) clear() {
 	clear(g.txns)
 	g.txns, g.due = g.txns[:0], nil
+	clear(g.records)
+	g.records = g.records[:0]
 	clear(g.added)
 	clear(g.grown)
 	g.rows.clear()
@@ -135,7 +139,7 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 		g.expireOf(t, r)
 	}
 	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
-	var records []feed.Record
+	records := g.room(len(r.Writes))
 	first, size, mem := g.next, g.size, g.mem
 	g.rowBytes = limits.RowBytes
 	before := g.grown[r.Tenant]
@@ -203,6 +207,16 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 	}
 	p.cover(&result)
 	return result, nil
+}
+
+// room is for so many records at most, of one request.
+func (g *group) room(n int) []feed.Record {
+	from := len(g.records)
+	if from+n > cap(g.records) {
+		g.records, from = make([]feed.Record, 0, max(n, min(2*cap(g.records), 1024), 16)), 0
+	}
+	g.records = g.records[:from+n]
+	return g.records[from : from : from+n]
 }
 
 // growth is what a group adds to a tenant.
