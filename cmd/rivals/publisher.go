@@ -138,6 +138,7 @@ func (p *publisher) wait(ctx context.Context, most int64) error {
 // listen reads the answers until the connection ends, and says why.
 func (p *publisher) listen() error {
 	waits := len(p.d.welcome) > 0
+	yes := phrase{text: p.d.yes}
 	f := frames{
 		onData: func(b []byte, whole bool) {
 			switch {
@@ -149,7 +150,7 @@ func (p *publisher) listen() error {
 			case len(p.d.no) > 0 && bytes.Contains(b, p.d.no):
 				p.refuse(fmt.Errorf("what was published was refused: %.200q", b))
 			case len(p.d.yes) > 0:
-				p.answer(int64(bytes.Count(b, p.d.yes)))
+				p.answer(yes.in(b))
 			}
 		},
 		onControl: func(op byte, b []byte) error {
@@ -209,6 +210,19 @@ func (p *publisher) listen() error {
 			return err
 		}
 	}
+}
+
+// phrase is a text, which does not overlap itself, that is looked for in what comes in pieces.
+type phrase struct {
+	text, end []byte // end: of what came, in which the next may begin
+}
+
+// in tells how often it came, as of the next piece.
+func (p *phrase) in(piece []byte) int64 {
+	b := append(p.end, piece...)
+	n := bytes.Count(b, p.text)
+	p.end = append(p.end[:0], b[max(0, len(b)-len(p.text)+1):]...)
+	return int64(n)
 }
 
 func (p *publisher) answer(n int64) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"time"
 )
@@ -38,18 +39,40 @@ func parse(b []byte) (r record, ok bool) {
 	if len(b) != recordSize || b[0] != mark[0] || b[1] != mark[1] {
 		return r, false
 	}
-	var n [3]uint64
-	at := 2
-	for i, width := range [3]int{5, 10, 19} {
-		for _, c := range b[at : at+width] {
-			if c < '0' || c > '9' {
-				return r, false
-			}
-			n[i] = n[i]*10 + uint64(c-'0')
-		}
-		at += width
+	// channel 5, seq 10, at 19: eight digits at a time, as the reader's one thread is what limits the fastest.
+	a, seq, high, low := eight(b[2:]), eight(b[7:]), eight(b[17:]), eight(b[25:])
+	if !(a.digits() && seq.digits() && high.digits() && low.digits()) {
+		return r, false
 	}
-	return record{int(n[0]), n[1], time.Duration(n[2])}, true
+	rest := [...]byte{b[15], b[16], b[33], b[34], b[35]}
+	for i := range rest {
+		if rest[i] -= '0'; rest[i] > 9 {
+			return r, false
+		}
+	}
+	r.channel = int(a.number() / 1000)
+	r.seq = seq.number()*100 + uint64(rest[0])*10 + uint64(rest[1])
+	r.at = time.Duration((high.number()*1e8+low.number())*1000 + uint64(rest[2])*100 + uint64(rest[3])*10 + uint64(rest[4]))
+	return r, true
+}
+
+// digits8 is eight bytes of a text, the first the lowest.
+type digits8 uint64
+
+func eight(b []byte) digits8 { return digits8(binary.LittleEndian.Uint64(b)) }
+
+// digits tells whether all of them are: the high half of each byte is 3, and stays so where 6 is added.
+func (d digits8) digits() bool {
+	const threes, high = 0x3030303030303030, 0xF0F0F0F0F0F0F0F0
+	return d&high == threes && (d+0x0606060606060606)&high == threes
+}
+
+// number is what they say, by pairs, then pairs of pairs.
+func (d digits8) number() uint64 {
+	n := uint64(d) - 0x3030303030303030
+	n = n*10 + n>>8
+	const pairs = 0x000000FF000000FF
+	return ((n&pairs)*(100+1000000<<32) + (n>>16&pairs)*(1+10000<<32)) >> 32
 }
 
 // scanner finds the records in a stream that comes in pieces, which may be cut anywhere.

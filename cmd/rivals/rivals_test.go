@@ -85,6 +85,25 @@ func TestNoMessageIsMissedWhereverTheNetworkCutsIt(t *testing.T) {
 	})
 }
 
+func TestNoAnswerIsMissedWhereverTheNetworkCutsIt(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		yes := []byte(`{"type":"written"`)
+		n := rapid.IntRange(0, 20).Draw(t, "answers")
+		var b []byte
+		for range n {
+			b = append(append(b, yes...), rapid.SampledFrom([]string{`}`, `,"id":"{"}`, `{"type":`}).Draw(t, "rest")...)
+		}
+		p, got := phrase{text: yes}, int64(0)
+		inPieces(t, b, func(piece []byte) error {
+			got += p.in(piece)
+			return nil
+		})
+		if got != int64(n) {
+			t.Fatalf("%d of %d answers were seen", got, n)
+		}
+	})
+}
+
 func TestALostOrDoubledMessageIsCounted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		came := rapid.SliceOfN(rapid.Uint64Range(1, 20), 1, 40).Draw(t, "came")
