@@ -70,21 +70,27 @@ func value(n int) []byte {
 	return fmt.Appendf(nil, `{"n":%d,"text":%q}`, n, bytes.Repeat([]byte("x"), 180))
 }
 
-// BenchmarkFsync appends what one write weighs to a file, and syncs it.
+// BenchmarkFsync appends what so many writes weigh to a file, and syncs it: what the disk alone allows for as many
+// writers, where each group holds all of them.
 func BenchmarkFsync(b *testing.B) {
-	f, err := os.Create(filepath.Join(b.TempDir(), "file"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	row := value(1)
-	for b.Loop() {
-		if _, err := f.Write(row); err != nil {
-			b.Fatal(err)
-		}
-		if err := f.Sync(); err != nil {
-			b.Fatal(err)
-		}
+	for _, writers := range []int{1, 64, 256} {
+		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
+			f, err := os.Create(filepath.Join(b.TempDir(), "file"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			rows := bytes.Repeat(value(1), writers)
+			for b.Loop() {
+				if _, err := f.Write(rows); err != nil {
+					b.Fatal(err)
+				}
+				if err := f.Sync(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N*writers)/b.Elapsed().Seconds(), "changes/s")
+		})
 	}
 }
 
