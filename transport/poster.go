@@ -131,8 +131,8 @@ func (p *poster) read(b []byte) (more bool) {
 		} else {
 			p.begin(request[known:])
 		}
-		if cap(whole) <= bufferKept {
-			buffers.Put(&whole)
+		if whole != nil {
+			keep(&whole)
 		}
 		return false
 	case p.in == nil:

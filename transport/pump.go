@@ -159,9 +159,14 @@ const bufferKept = 64 << 10
 func withBuffer(fn func(b []byte) ([]byte, error)) error {
 	p := buffers.Get().(*[]byte)
 	b, err := fn((*p)[:0])
-	if cap(b) <= bufferKept {
-		*p = b
-		buffers.Put(p)
-	}
+	*p = b
+	keep(p)
 	return err
+}
+
+// keep gives a buffer back. One that has no memory would be what the next gets, who had to make some.
+func keep(b *[]byte) {
+	if n := cap(*b); 0 < n && n <= bufferKept {
+		buffers.Put(b)
+	}
 }
