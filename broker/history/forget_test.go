@@ -206,7 +206,7 @@ func harmHides(t *testing.T, segment int64) {
 		t.Fatal(err)
 	}
 	others := want(l, feed.HistoryRange{Tenant: "acme"})
-	const step = 20 // each takes some syncs of the disk; runs begin at different bytes, so that together they see all
+	const step = 40 // each takes some syncs of the disk; runs begin at different bytes, so that together they see all
 	for i := 144 + rand.IntN(step); i < len(whole); i += step {
 		harmed := bytes.Clone(whole)
 		harmed[i] ^= 0x10
