@@ -106,7 +106,8 @@ type framing interface {
 
 // pieceSize is about how much is assembled before it is written: what a slow client
 // costs beside its socket. A transaction on a WebSocket, or an answer that needs a tag,
-// may need more.
+// may need more. A replay over loopback took 1.3 to 4 times as long with 8, 16, 56 and
+// 120 KiB.
 const pieceSize = 32 << 10
 
 // appendBatch appends the frames of a batch, in their order. Whenever a change has
