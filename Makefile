@@ -36,15 +36,8 @@ test: build test-go test-js test-browser ## run every test (race detector on)
 .PHONY: test-go
 test-go: ## run the Go tests
 	@go test -race -run '^$$' ./... >/dev/null # build them all at once
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-log test-faults
-	go test -race -p 1 $$(go list ./... | grep -v '/tidemark/\(broker\|sync\|cmd/faults\)') # one at a time: some measure how long a peer stalls
-
-# These mostly wait, for the disk or for what they have broken.
-.PHONY: test-log test-faults
-test-log:
 	go test -race -p 2 ./broker/... ./sync/...
-
-test-faults:
+	go test -race -p 1 $$(go list ./... | grep -v '/tidemark/\(broker\|sync\|cmd/faults\)') # one at a time: some measure how long a peer stalls
 	go test -race -p 1 -count=1 ./cmd/faults/... # of the server that they build no test cache knows
 
 .PHONY: test-js
