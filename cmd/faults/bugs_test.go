@@ -103,7 +103,7 @@ func TestTheCheckerCatchesEveryDeliberateBug(t *testing.T) {
 				// A mistake shows by chance; on a machine that is busy otherwise less happens in the
 				// time of a story.
 				var report oracle.Report
-				for try := uint64(0); try < 4 && report.Found == 0; try++ {
+				for try := uint64(0); try < 8 && report.Found == 0; try++ {
 					report = play(t, b.in, b.bug, seed+try)
 				}
 				if report.Found == 0 {
