@@ -195,11 +195,9 @@ func (o *loop) read(s *socket, buf []byte) {
 			b = rest
 			continue
 		}
-		size, _ := strconv.Atoi(lastOf(head, "Content-Length: ", "\r\n"))
-		if size == 0 { // it is the last of the head
-			_, last, _ := bytes.Cut(head, []byte("Content-Length: "))
-			size, _ = strconv.Atoi(string(last))
-		}
+		_, length, _ := bytes.Cut(head, []byte("Content-Length: "))
+		length, _, _ = bytes.Cut(length, []byte("\r\n"))
+		size, _ := strconv.Atoi(string(length))
 		if len(rest) < size {
 			break
 		}
