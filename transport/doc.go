@@ -22,7 +22,8 @@
 // # Goroutines
 //
 // The package takes the connections of feeds over from net/http, and those on which somebody polls or
-// writes over and over; what it starts for them ends when their client leaves or their hub is
+// writes over and over. On a listener of [Server.Door] it waits for the first request itself, by no goroutine, and answers
+// it if it is a feed's; what it starts for them ends when their client leaves or their hub is
 // drained, and [Server.Wait] waits for it. All others are net/http's, and http.Server.Shutdown waits for
 // those. A program stops by NotReady, the hub's Drain, Shutdown and Wait, in this order.
 package transport

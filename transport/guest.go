@@ -3,7 +3,6 @@ package transport
 import (
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -92,11 +91,12 @@ func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h ho
 	if server == nil || !mayTakeOver(r) {
 		return nil, false
 	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
+	t, err := take(w)
 	if err != nil {
 		return nil, false
 	}
-	g.server, g.host, g.returns, g.conn, g.patience = s, h, s.returnsTo(server), conn, server.IdleTimeout
+	g.server, g.host, g.returns, g.patience = s, h, s.returnsTo(server), server.IdleTimeout
+	g.conn, g.early, g.strikes, g.watched = t.conn, t.early, t.strikes, t.watched
 	if g.patience <= 0 {
 		g.patience = 2 * time.Minute
 	}
@@ -106,18 +106,9 @@ func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h ho
 			g.common += field(name, values...)
 		}
 	}
-	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	g.early = slices.Clone(early)
-	if back, ok := conn.(*returned); ok {
-		g.conn, g.strikes = back.Conn, back.strikes
-		g.early = append(g.early, back.early...)
-		if len(g.early) == 0 && !back.more {
-			asked = back.asked
-		}
-	}
 	g.raw = rawSocket(g.conn)
 	g.parting = r.Close
-	return asked, true
+	return t.asked, true
 }
 
 // watch begins to look for what comes.
@@ -125,7 +116,7 @@ func (g *guest) watch() {
 	g.server.streams.add()
 	g.server.guests.enter(g)
 	if g.raw != nil {
-		g.watched, _ = g.server.idle.watchOn(g.raw, g.readable)
+		g.watched, _ = g.server.idle.watchOn(g.raw, g.watched, g.readable)
 	}
 	g.parting = g.parting || g.watched == 0 // nobody would see the next request
 }

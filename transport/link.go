@@ -185,6 +185,7 @@ type hijacker struct {
 	http.ResponseWriter
 	switches bool
 	link     *link // once it was asked for
+	watched  uint64
 }
 
 // WriteHeader is http.ResponseWriter's.
@@ -196,12 +197,12 @@ func (h *hijacker) WriteHeader(status int) {
 
 // Hijack is http.Hijacker's.
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffered, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	t, err := take(h.ResponseWriter)
 	if err != nil {
 		return nil, nil, err
 	}
-	early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
-	h.link = &link{Conn: conn, early: slices.Clone(early), torn: true}
+	h.watched = t.watched
+	h.link = &link{Conn: t.conn, early: t.early, torn: true}
 	h.link.turn.take() // no pong, and no close frame, before the answer
 	if h.switches {
 		h.link.rest = append(appendFields([]byte("HTTP/1.1 101 Switching Protocols\r\n"), h.Header()), "\r\n"...)

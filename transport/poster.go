@@ -248,11 +248,7 @@ func (p *poster) reply(b []byte, out *sends) []byte {
 			w := recorder{header: http.Header{}}
 			p.server.failed(err, http.MethodPost, "/v1/{tenant}/changes", nil).write(&w)
 			body = append(body, w.body...)
-			b = append(strconv.AppendInt(append(b, "HTTP/1.1 "...), int64(w.status), 10), ' ')
-			b = append(append(b, http.StatusText(w.status)...), "\r\n"...)
-			for name, values := range w.header {
-				b = append(b, field(name, values...)...)
-			}
+			b = w.appendHead(b)
 		}
 		b = append(strconv.AppendInt(append(p.appendCommon(b, p.vary), "Content-Length: "...), int64(len(body)), 10), "\r\n\r\n"...)
 		b = append(b, body...)
@@ -365,6 +361,16 @@ func (r *recorder) WriteHeader(status int) { r.status = status }
 func (r *recorder) Write(b []byte) (int, error) {
 	r.body = append(r.body, b...)
 	return len(b), nil
+}
+
+// appendHead appends the status line and the header fields.
+func (r *recorder) appendHead(dst []byte) []byte {
+	dst = append(strconv.AppendInt(append(dst, "HTTP/1.1 "...), int64(r.status), 10), ' ')
+	dst = append(append(dst, http.StatusText(r.status)...), "\r\n"...)
+	for name, values := range r.header {
+		dst = append(dst, field(name, values...)...)
+	}
+	return dst
 }
 
 // crew does what posters have to do, on as few goroutines as keep up with it: none is woken for each request, and

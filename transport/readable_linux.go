@@ -24,19 +24,24 @@ type readable struct {
 }
 
 // watch calls fn, which must return at once, when the socket can be read, its peer has closed,
-// or it failed: once, and again each time after again. false: it can't be watched.
-func (r *readable) watch(raw syscall.RawConn, fn func(id uint64)) (id uint64, ok bool) {
-	return r.add(raw, unix.EPOLLONESHOT, fn)
+// or it failed: once, and again each time after again. before is the watch whose place it takes, 0 if there is none.
+// false: it can't be watched.
+func (r *readable) watch(raw syscall.RawConn, before uint64, fn func(id uint64)) (id uint64, ok bool) {
+	return r.add(raw, before, unix.EPOLLONESHOT, fn)
 }
 
 // watchOn is watch, where fn is called whenever more has come: again is not needed, nor its system call.
-func (r *readable) watchOn(raw syscall.RawConn, fn func(id uint64)) (id uint64, ok bool) {
-	return r.add(raw, unix.EPOLLET, fn)
+func (r *readable) watchOn(raw syscall.RawConn, before uint64, fn func(id uint64)) (id uint64, ok bool) {
+	return r.add(raw, before, unix.EPOLLET, fn)
 }
 
-func (r *readable) add(raw syscall.RawConn, how uint32, fn func(id uint64)) (id uint64, ok bool) {
+func (r *readable) add(raw syscall.RawConn, before uint64, how uint32, fn func(id uint64)) (id uint64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.fns[before] != nil {
+		r.fns[before] = fn
+		return before, r.control(raw, unix.EPOLL_CTL_MOD, how, before)
+	}
 	if r.file == nil && !r.start() {
 		return 0, false
 	}

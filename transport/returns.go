@@ -3,6 +3,7 @@ package transport
 import (
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 )
 
@@ -63,6 +64,37 @@ type returned struct {
 	early   []byte // owned by Read: what of it is to be read again
 	more    bool   // owned by Read: something else was read
 	strikes int
+	watched uint64 // what readable calls it, where it never was with net/http
+}
+
+// taken is a connection that was taken over from who reads requests on it.
+type taken struct {
+	conn    net.Conn
+	early   []byte // what was read after the request
+	asked   []byte // the request as it came, where that is known; valid until its handler returns
+	strikes int
+	watched uint64
+}
+
+// take takes the connection of a request over.
+func take(w http.ResponseWriter) (taken, error) {
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return taken{}, err
+	}
+	t := taken{conn: conn}
+	if buffered != nil {
+		early, _ := buffered.Reader.Peek(buffered.Reader.Buffered())
+		t.early = slices.Clone(early)
+	}
+	if back, ok := conn.(*returned); ok {
+		t.conn, t.strikes, t.watched = back.Conn, back.strikes, back.watched
+		t.early = append(t.early, back.early...)
+		if len(t.early) == 0 && !back.more {
+			t.asked = back.asked
+		}
+	}
+	return t, nil
 }
 
 func (c *returned) Read(b []byte) (int, error) {

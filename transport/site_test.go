@@ -19,6 +19,7 @@ import (
 	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport"
+	"github.com/tidemark-sync/tidemark/transport/gate"
 )
 
 // All that a feed can go over.
@@ -48,11 +49,13 @@ type site struct {
 type settings struct {
 	hub     hub.Options
 	options transport.Options
-	listen  func(net.Listener) net.Listener // default: transport.Listen
+	listen  func(net.Listener) net.Listener // default: the server's Door, or transport.Listen with TLS
 	log     *feedtest.Memory
-	unready bool          // the server is not given its hub
-	tls     bool          // TLS, with HTTP/2 for who wants it
-	idle    time.Duration // http.Server.IdleTimeout
+	unready bool                           // the server is not given its hub
+	tls     bool                           // TLS, with HTTP/2 for who wants it
+	idle    time.Duration                  // http.Server.IdleTimeout
+	header  time.Duration                  // http.Server.ReadHeaderTimeout
+	state   func(net.Conn, http.ConnState) // http.Server.ConnState
 }
 
 // open starts a site on a loopback socket.
@@ -89,12 +92,16 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 	if o.options.Authorizer == nil {
 		o.options.Authorizer, o.options.Origins = transport.Loopback{}, transport.LoopbackOrigins
 	}
+	s := &site{t: t, log: o.log, url: address, dial: dial, served: make(chan error, 1)}
 	if o.listen == nil {
-		o.listen = transport.Listen
+		o.listen = func(l net.Listener) net.Listener { return s.server.Door(l, s.http) }
+		if o.tls {
+			o.listen = transport.Listen
+		}
 	}
 	pool := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	if o.tls {
-		address = "https" + strings.TrimPrefix(address, "http")
+		s.url = "https" + strings.TrimPrefix(address, "http")
 		listen := o.listen
 		o.listen = func(l net.Listener) net.Listener {
 			return tls.NewListener(listen(l), &tls.Config{Certificates: certificate(), NextProtos: []string{"h2", "http/1.1"}})
@@ -107,12 +114,11 @@ func start(t testing.TB, o settings, l net.Listener, dial func(context.Context) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, log: o.log, hub: h, url: address, dial: dial, served: make(chan error, 1)}
-	s.server = transport.New(o.options)
+	s.hub, s.server = h, transport.New(o.options)
 	if !o.unready {
 		s.server.Serve(h)
 	}
-	s.http = &http.Server{Handler: s.server, IdleTimeout: o.idle}
+	s.http = &http.Server{Handler: s.server, IdleTimeout: o.idle, ReadHeaderTimeout: o.header, ConnState: o.state, MaxHeaderBytes: gate.MaxHeaderBytes}
 	s.client = &http.Client{Transport: pool}
 	go func() { s.served <- s.http.Serve(o.listen(l)) }()
 	t.Cleanup(s.close)

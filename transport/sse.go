@@ -113,11 +113,11 @@ func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, session *hub.S
 	if r.ProtoMajor != 1 {
 		return nil
 	}
-	conn, _, err := http.NewResponseController(w).Hijack()
+	t, err := take(w)
 	if err != nil {
 		return nil
 	}
-	k := &stream{server: s, conn: conn, raw: rawSocket(conn), chunked: r.ProtoMinor > 0, session: session, leave: leave}
+	k := &stream{server: s, conn: t.conn, raw: rawSocket(t.conn), chunked: r.ProtoMinor > 0, session: session, leave: leave, watched: t.watched}
 	if k.raw != nil {
 		session.Park(k)
 	}
@@ -202,7 +202,7 @@ func (k *stream) finish() {
 func (k *stream) watch() {
 	if k.raw != nil {
 		var ok bool
-		if k.watched, ok = k.server.idle.watch(k.raw, k.readable); ok {
+		if k.watched, ok = k.server.idle.watch(k.raw, k.watched, k.readable); ok {
 			return
 		}
 	}

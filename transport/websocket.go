@@ -103,7 +103,7 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	shaken = true
 	k.papers.authorization, k.papers.cookie = nil, nil // those of frames take their place
 	conn.SetReadLimit(s.opts.Body)
-	k.conn, k.link, k.raw = conn, h.link, rawSocket(h.link.Conn)
+	k.conn, k.link, k.raw, k.watched = conn, h.link, rawSocket(h.link.Conn), h.watched
 	if k.raw != nil {
 		session.Park(k)
 	}
@@ -361,7 +361,7 @@ func (k *socket) answered() {
 func (k *socket) watch() {
 	if early := len(k.link.early) > 0; k.raw != nil {
 		var ok bool
-		if k.watched, ok = k.server.idle.watch(k.raw, k.readable); ok {
+		if k.watched, ok = k.server.idle.watch(k.raw, k.watched, k.readable); ok {
 			if early {
 				go k.read(k.watched)
 			}

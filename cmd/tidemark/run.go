@@ -164,7 +164,7 @@ func run(ctx context.Context, c Config) (err error) {
 		if cert != nil {
 			served <- server.ServeTLS(transport.Listen(bounded), "", "")
 		} else {
-			served <- server.Serve(transport.Listen(bounded))
+			served <- server.Serve(front.Door(bounded, server))
 		}
 	}()
 	defer func() {
