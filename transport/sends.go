@@ -1,16 +1,21 @@
 package transport
 
-import "syscall"
+import (
+	"syscall"
+
+	"github.com/tidemark-sync/tidemark/transport/uring"
+)
 
 // sends gathers what goes out on sockets, for as many of them as there are, so that it goes out in one system call.
 // Where that can't be, it goes out at once. All of it is one goroutine's.
 type sends struct {
 	plain bool // one by one
 
-	all  []send
-	held int              // of all: how many sockets are kept open
-	fn   func(fd uintptr) // a closure for each would be an allocation for each
-	one  attempt
+	all    []send
+	held   int              // of all: how many sockets are kept open
+	broken bool             // the ring took not all
+	fn     func(fd uintptr) // a closure for each would be an allocation for each
+	one    attempt
 
 	used, spare   [][]byte // memory of what waits, and of what does not
 	joined, large []byte   // memory of join: of all that waits, and of what does not
@@ -48,7 +53,7 @@ const (
 func IOUring() bool {
 	r := takeRing()
 	if r != nil {
-		putRing(r)
+		putRing(r, false)
 	}
 	return r != nil
 }
@@ -68,7 +73,7 @@ func (s *sends) add(raw syscall.RawConn, b []byte, to sender) (left []byte, wait
 
 // flush sends all that waits.
 func (s *sends) flush() {
-	var r *ring
+	var r *uring.Ring
 	if len(s.all) >= fewSends {
 		r = takeRing()
 	}
@@ -78,8 +83,7 @@ func (s *sends) flush() {
 			e.took = len(e.b) - len(s.one.write(e.raw, e.b))
 		}
 	} else {
-		s.through(r)
-		putRing(r)
+		putRing(r, !s.through(r))
 	}
 	for i := range s.all {
 		e := &s.all[i]
@@ -97,19 +101,21 @@ func (s *sends) flush() {
 }
 
 // through sends all by a ring. Each socket is kept open meanwhile by being in RawConn.Control, one
-// within the other: a number that was closed, and used again, would be somebody else's socket.
-func (s *sends) through(r *ring) {
-	s.held = 0
+// within the other: a number that was closed, and used again, would be somebody else's socket. false: it is broken, and what
+// it did not take was not sent.
+func (s *sends) through(r *uring.Ring) (ok bool) {
+	s.held, s.broken = 0, false
 	s.fn = func(fd uintptr) {
 		s.all[s.held-1].fd = int(fd)
 		s.hold(r)
 	}
 	s.hold(r)
 	s.fn = nil
+	return !s.broken
 }
 
 // hold keeps open what is left of all, and has it sent.
-func (s *sends) hold(r *ring) {
+func (s *sends) hold(r *uring.Ring) {
 	for s.held < len(s.all) {
 		e := &s.all[s.held]
 		e.fd = -1
@@ -118,8 +124,18 @@ func (s *sends) hold(r *ring) {
 			return // all was sent, within
 		}
 	}
-	r.send(s.all)
+	s.broken = !r.Do(s, len(s.all))
 }
+
+// Entry is uring.Work's.
+func (s *sends) Entry(i int) uring.Entry {
+	e := &s.all[i]
+	e.took = 0
+	return uring.Send(e.fd, e.b)
+}
+
+// Done is uring.Work's.
+func (s *sends) Done(i, result int) { s.all[i].took = max(0, result) }
 
 // fresh is the memory of something new to send, in the place of that of something before, which may wait.
 func (s *sends) fresh(before []byte) []byte {

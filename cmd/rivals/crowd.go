@@ -125,46 +125,56 @@ func (c *crowd) joinAll(ctx context.Context, w *way, n, channels, perSecond int)
 
 func (c *crowd) run() error {
 	buf := make([]byte, 64<<10)
+	reads := newReads()
+	defer reads.close()
 	for !c.over.Load() {
 		events, err := c.poller.wait(20 * time.Millisecond)
 		if err != nil {
 			return err
 		}
-		for i := range events {
-			c.mu.Lock()
-			f := c.followers[events[i].Fd]
-			c.mu.Unlock()
-			if err := c.take(f, buf); err != nil {
-				f.err = err
-				if f.fd >= 0 {
-					hang(f.fd)
-					f.fd = -1
+		for len(events) > 0 {
+			n := reads.fill(c, events)
+			events = events[n:]
+			for i := range n {
+				f, b, err := reads.got(i)
+				if err = c.take(f, b, err, len(b) == readSize, buf); err != nil {
+					f.err = err
+					if f.fd >= 0 {
+						hang(f.fd)
+						f.fd = -1
+					}
+					c.gone.Add(1)
 				}
-				c.gone.Add(1)
 			}
 		}
 	}
 	return nil
 }
 
-// take reads what a follower has got.
-func (c *crowd) take(f *follower, buf []byte) error {
-	n, err := syscall.Read(f.fd, buf)
-	switch {
-	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
-		return nil
-	case err != nil:
-		return os.NewSyscallError("read", err)
-	case n == 0 && f.answers > 0 && f.answer.idle():
-		return c.rejoin(f)
-	case n == 0:
-		return io.ErrUnexpectedEOF
+// take has a follower look at what it got; more: there may be more, which is read into buf.
+func (c *crowd) take(f *follower, b []byte, err error, more bool, buf []byte) error {
+	for {
+		switch {
+		case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
+			return nil
+		case err != nil:
+			return os.NewSyscallError("read", err)
+		case len(b) == 0 && f.answers > 0 && f.answer.idle():
+			return c.rejoin(f)
+		case len(b) == 0:
+			return io.ErrUnexpectedEOF
+		}
+		c.read = now()
+		if err := f.feed(b); err != nil {
+			return err
+		}
+		if f.err != nil || !more {
+			return f.err
+		}
+		var n int
+		n, err = syscall.Read(f.fd, buf)
+		b, more = buf[:max(n, 0)], n == len(buf)
 	}
-	c.read = now()
-	if err := f.feed(buf[:n]); err != nil {
-		return err
-	}
-	return f.err
 }
 
 // saw counts a record that a follower found.
