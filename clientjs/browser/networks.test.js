@@ -60,13 +60,24 @@ async function write(changes) {
   assert.equal(response.status, 200)
 }
 
-/** A browser that was never here before follows a collection through a hop. @param {string} hop */
+/**
+ * A browser that was never here before follows a collection through a hop. What a network cuts while the page itself is
+ * loading is loaded again, as its reader would: on a busy machine an answer takes longer than idle-killed-5s waits.
+ * @param {string} hop
+ */
 async function visit(hop) {
-  const context = await browser.newContext()
-  const page = await context.newPage()
-  await page.goto(`${hops[hop]}/healthz`)
-  await watch(page)
-  return { page, close: () => context.close() }
+  for (let tries = 1; ; tries++) {
+    const context = await browser.newContext()
+    const page = await context.newPage()
+    try {
+      await page.goto(`${hops[hop]}/healthz`)
+      await watch(page)
+      return { page, close: () => context.close() }
+    } catch (error) {
+      await context.close()
+      if (tries === 3 || !/ERR_|dynamically imported/.test(String(error))) throw error
+    }
+  }
 }
 
 /** @param {number[]} numbers */
