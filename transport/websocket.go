@@ -208,6 +208,8 @@ type closeError struct {
 
 func (e closeError) Error() string { return e.reason }
 
+var errLeft = errors.New("the client has left")
+
 // closing is the close frame that ends a socket, 0 where there is nobody to read it.
 func closing(ctx context.Context, err error) (websocket.StatusCode, string) {
 	var c closeError
@@ -388,7 +390,9 @@ func (k *socket) readable(id uint64) {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		b = slices.Grow(b, mostRead)[:mostRead]
 		n, over := arrived(k.raw, b, false)
-		if came := k.pongs(b[:n]); over || len(came) > 0 {
+		if over { // without a close frame, so there is nobody to answer
+			k.stop(errLeft)
+		} else if came := k.pongs(b[:n]); len(came) > 0 {
 			k.link.early = slices.Clone(came)
 			go k.read(id)
 		} else {
