@@ -391,7 +391,7 @@ func (k *socket) readable(id uint64) {
 		b = slices.Grow(b, mostRead)[:mostRead]
 		n, over := arrived(k.raw, b, false)
 		if over { // without a close frame, so there is nobody to answer
-			k.stop(errLeft)
+			k.gone(errLeft)
 		} else if came := k.pongs(b[:n]); len(came) > 0 {
 			k.link.early = slices.Clone(came)
 			go k.read(id)
@@ -478,6 +478,7 @@ func (k *socket) whole() (message []byte, more bool) {
 func (k *socket) gone(err error) {
 	switch {
 	case websocket.CloseStatus(err) != -1: // the client closes; it was answered
+	case errors.Is(err, errLeft):
 	case errors.Is(err, websocket.ErrMessageTooBig):
 		// It was told, but closing at once, with bytes of it still unread, would reset the
 		// connection, and the client would not see why.
