@@ -20,7 +20,8 @@ type group struct {
 	size     int   // in the log, about
 	mem      int64 // what it adds to the state's bytes, about
 	txns     []txn
-	records  []feed.Record // of them: memory for more
+	records  []feed.Record  // of them: memory for more
+	changes  []*feed.Change // of them, once they are encoded
 	rows     overlay[rowKey, rowState]
 	ids      overlay[tenantID, seenID]
 	added    map[string]int // ids, by tenant
@@ -125,6 +126,8 @@ func (g *group) clear() {
 	g.txns, g.due = g.txns[:0], nil
 	clear(g.records)
 	g.records = g.records[:0]
+	clear(g.changes)
+	g.changes = g.changes[:0]
 	clear(g.added)
 	clear(g.grown)
 	g.rows.clear()
@@ -138,7 +141,10 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 	if g.crowded {
 		g.expireOf(t, r)
 	}
-	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: g.s.epoch}}
+	result := Result{Outcomes: p.fared[:], Cursor: feed.Cursor{Epoch: g.s.epoch}}
+	if len(r.Writes) > 1 {
+		result.Outcomes = make([]Outcome, len(r.Writes))
+	}
 	records := g.room(len(r.Writes))
 	first, size, mem := g.next, g.size, g.mem
 	g.rowBytes = limits.RowBytes
@@ -265,9 +271,7 @@ func (p *Pending) cover(r *Result) {
 
 // add makes records that were decided into a transaction of the group.
 func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
-	x := txn{Transaction: feed.Transaction{Tenant: r.Tenant, Client: r.Client, Records: records}}
-	x.changes = g.s.changes(&x.Transaction, first, g.at)
-	g.txns = append(g.txns, x)
+	g.txns = append(g.txns, txn{Transaction: feed.Transaction{Tenant: r.Tenant, Client: r.Client, Records: records}, first: first})
 	for i := range records {
 		if records[i].ID != "" {
 			g.added[r.Tenant]++
@@ -275,17 +279,39 @@ func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
 	}
 }
 
-// changes encodes the changes of a transaction whose first sequence is given.
-func (s *state) changes(x *feed.Transaction, first feed.Seq, at int64) []*feed.Change {
-	changes := make([]*feed.Change, len(x.Records))
+// encode makes the changes of the group; they are there once made is closed. It makes those of a large group on its way
+// to the disk, which is when the processors have nothing else to do: who wrote waits for it.
+func (g *group) encode() (made <-chan struct{}) {
+	done := make(chan struct{})
+	all := func() {
+		defer close(done)
+		for i := range g.txns {
+			x, from := &g.txns[i], len(g.changes)
+			g.changes = g.s.appendChanges(g.changes, &x.Transaction, x.first, g.at)
+			x.changes = g.changes[from:len(g.changes):len(g.changes)]
+		}
+	}
+	if g.next-g.s.next < manyChanges {
+		all()
+	} else {
+		go all()
+	}
+	return done
+}
+
+// manyChanges are worth waking another processor for.
+const manyChanges = 32
+
+// appendChanges encodes the changes of a transaction whose first sequence is given.
+func (s *state) appendChanges(dst []*feed.Change, x *feed.Transaction, first feed.Seq, at int64) []*feed.Change {
 	for i := range x.Records {
 		r := &x.Records[i]
-		changes[i] = s.change(feed.Fields{
+		dst = append(dst, s.change(feed.Fields{
 			Seq: first + feed.Seq(i), Collection: r.Collection, Op: r.Op, Key: r.Key, Value: r.Value,
 			At: at, Client: x.Client, ID: r.ID, Tail: uint16(len(x.Records) - 1 - i),
-		})
+		}))
 	}
-	return changes
+	return dst
 }
 
 func (g *group) rollback(next feed.Seq, size int, mem int64) {

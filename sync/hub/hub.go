@@ -109,6 +109,7 @@ type Hub struct {
 	times      times // static once the log was read back
 	buf        []byte
 	line       []*Pending // what was taken out of the queue and is not decided
+	decided    []*Pending // memory for those of a group
 	later      patients   // and what was taken out and waits before it stands in line
 	group      group      // the one that is being built, and the memory that the next one takes over
 	failed     bool       // the log can't be written to any more
@@ -218,7 +219,7 @@ func (s *state) replay(g *feed.Group, p feed.Position, sum feed.Sum) {
 	txns := make([]txn, len(g.Transactions))
 	seq := g.First
 	for i := range txns {
-		txns[i] = txn{g.Transactions[i], s.changes(&g.Transactions[i], seq, g.At)}
+		txns[i] = txn{g.Transactions[i], seq, s.appendChanges(nil, &g.Transactions[i], seq, g.At)}
 		seq += feed.Seq(len(txns[i].Records))
 	}
 	s.apply(txns)

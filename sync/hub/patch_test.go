@@ -118,7 +118,7 @@ func FuzzPatch(f *testing.F) {
 // tokens finds it; ok is false where it is no JSON at all.
 func shape(text []byte) (depth, elements int, ok bool) {
 	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber() // some are too large for a float
+	d.UseNumber()  // some are too large for a float
 	var open []int // elements in each container around
 	deepest := 0
 	for {
@@ -191,7 +191,7 @@ func FuzzValue(f *testing.F) {
 // twice tells whether an object in valid JSON has a name twice.
 func twice(raw []byte) bool {
 	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber() // some are too large for a float
+	d.UseNumber()               // some are too large for a float
 	var names []map[string]bool // nil: an array
 	name := false               // a name may come now
 	for {

@@ -64,8 +64,8 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 		}
 		w.TTL = (w.TTL + time.Second - 1).Truncate(time.Second)
 	}
-	p := &Pending{req: Request{Tenant: r.Tenant, Atomic: true, Writes: []Write{w}}, own: true, done: make(chan struct{})}
-	if err := p.prepare(g); err != nil {
+	p := &Pending{req: Request{Tenant: r.Tenant, Atomic: true, Writes: []Write{w}}, grant: g, own: true, done: make(chan struct{})}
+	if err := p.prepare(); err != nil {
 		return err
 	}
 	if n := h.state.countRows(r.Tenant, revocations); n >= maxRevocations {
@@ -78,7 +78,7 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 		return err
 	}
 	h.endIf(r.Tenant, func(s *Session) *Ended {
-		if h.revoked(s.Grant(), s.tenant.name) {
+		if g := s.Grant(); h.revoked(&g, s.tenant.name) {
 			return &Ended{Reason: EndRevoked}
 		}
 		return nil
@@ -88,11 +88,11 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 
 // administers refuses who may not administer a tenant.
 func (h *Hub) administers(g Grant, tenant string) error {
-	use := h.MayUse
+	use := h.mayUse
 	if tenant == allTenants {
 		use = h.counts
 	}
-	if err := use(g, tenant); err != nil {
+	if err := use(&g, tenant); err != nil {
 		return err
 	}
 	if !g.Admin {
@@ -102,7 +102,9 @@ func (h *Hub) administers(g Grant, tenant string) error {
 }
 
 // MayUse refuses, by a *Refusal, who may do nothing at a tenant.
-func (h *Hub) MayUse(g Grant, tenant string) error {
+func (h *Hub) MayUse(g Grant, tenant string) error { return h.mayUse(&g, tenant) }
+
+func (h *Hub) mayUse(g *Grant, tenant string) error {
 	if err := feed.CheckTenant(tenant); err != nil {
 		return refuse(BadName, "%s", err)
 	}
@@ -112,14 +114,14 @@ func (h *Hub) MayUse(g Grant, tenant string) error {
 // counts refuses a credential that does not count for a tenant, or no more, and a tenant that
 // is not to be. Whether it covers the tenant comes first: who stands outside learns nothing of
 // what is inside.
-func (h *Hub) counts(g Grant, tenant string) error {
+func (h *Hub) counts(g *Grant, tenant string) error {
 	if !g.covers(tenant) {
 		return refuse(Forbidden, "the credential does not cover tenant %s", tenant)
 	}
 	if err := h.fences.admits(tenant); err != nil {
 		return err
 	}
-	if err := g.live(time.Now()); err != nil {
+	if err := g.live(); err != nil {
 		return err
 	}
 	if h.revoked(g, tenant) {
@@ -146,11 +148,11 @@ func (h *Hub) endIf(tenant string, fn func(*Session) *Ended) {
 }
 
 // revoked tells whether a grant was taken back for a tenant.
-func (h *Hub) revoked(g Grant, tenant string) bool {
+func (h *Hub) revoked(g *Grant, tenant string) bool {
 	if g.Subject == "" && g.ID == "" && g.Issued.IsZero() && g.Expires.IsZero() {
 		return false // it comes of no credential
 	}
-	return h.state.revoked(&g, tenant) || g.Tenant == allTenants && h.state.revoked(&g, allTenants)
+	return h.state.revoked(g, tenant) || g.Tenant == allTenants && h.state.revoked(g, allTenants)
 }
 
 func (s *state) revoked(g *Grant, tenant string) bool {

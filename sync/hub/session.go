@@ -154,7 +154,7 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 	// tenant is forgotten.
 	var err error
 	switch {
-	case h.revoked(g, tenant):
+	case h.revoked(&g, tenant):
 		err = revoked()
 	case s.tenant.gone.Load():
 		err = unavailable(time.Second, "tenant %s was forgotten at this moment: try again", tenant)

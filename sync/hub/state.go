@@ -89,6 +89,7 @@ type tomb struct {
 // with their frames.
 type txn struct {
 	feed.Transaction
+	first   feed.Seq
 	changes []*feed.Change
 }
 

@@ -78,12 +78,13 @@ type Pending struct {
 	grant  Grant
 	writes []prepared
 	one    [1]prepared // the memory of writes where there is one
+	fared  [1]Outcome  // and of its outcome
 	size   int64
 	own    bool // it is the hub's: names and bounds of clients do not count
 
-	since time.Time // when it came, where a group waited for company
-
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
+
+	since time.Time // when it came, where a group waited for company
 
 	done   chan struct{} // closed when what follows is set; nil: then is called instead
 	then   func(Result, error)
@@ -114,8 +115,8 @@ func (h *Hub) Write(ctx context.Context, g Grant, req Request) (Result, error) {
 // caller must not change what the request holds until it is answered, but for the
 // bytes of values and patches, which are free when Begin returns.
 func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
-	p := &Pending{req: req, done: make(chan struct{})}
-	if err := h.begin(g, p); err != nil {
+	p := &Pending{req: req, grant: g, done: make(chan struct{})}
+	if err := h.begin(p); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -124,14 +125,14 @@ func (h *Hub) Begin(g Grant, req Request) (*Pending, error) {
 // BeginThen is Begin for who does not wait: then is called once with what Wait would return, unless BeginThen
 // returns an error. The writer calls it, between two groups, so it must return at once.
 func (h *Hub) BeginThen(g Grant, req Request, then func(Result, error)) error {
-	return h.begin(g, &Pending{req: req, then: then})
+	return h.begin(&Pending{req: req, grant: g, then: then})
 }
 
-func (h *Hub) begin(g Grant, p *Pending) error {
-	if err := h.MayUse(g, p.req.Tenant); err != nil {
+func (h *Hub) begin(p *Pending) error {
+	if err := h.mayUse(&p.grant, p.req.Tenant); err != nil {
 		return err
 	}
-	if err := p.prepare(g); err != nil {
+	if err := p.prepare(); err != nil {
 		return err
 	}
 	return h.enqueue(p)
@@ -178,9 +179,8 @@ func (p *Pending) answer(r Result, err error) {
 }
 
 // prepare checks all that can be said about a request without knowing the state.
-func (p *Pending) prepare(g Grant) error {
-	r := &p.req
-	p.grant = g
+func (p *Pending) prepare() error {
+	r, g := &p.req, &p.grant
 	if r.Client != "" {
 		if err := feed.CheckClient(r.Client); err != nil {
 			return refuse(BadName, "%s", err)
@@ -214,10 +214,10 @@ func (p *Pending) prepare(g Grant) error {
 		if p.own {
 			continue
 		}
-		if !g.MayWrite(r.Tenant, w.Collection) {
+		if !g.may(g.Write, r.Tenant, w.Collection) {
 			return refuse(Forbidden, "the credential does not cover writing to %s of tenant %s", w.Collection, r.Tenant)
 		}
-		p.writes[i].filters, p.writes[i].blind = g.filters(w.Collection), !g.MayRead(r.Tenant, w.Collection)
+		p.writes[i].filters, p.writes[i].blind = g.filters(w.Collection), !g.may(g.Read, r.Tenant, w.Collection)
 	}
 	return nil
 }
@@ -418,7 +418,7 @@ func (h *Hub) write() {
 func (h *Hub) writeGroup() {
 	g := h.newGroup()
 	g.expire()
-	var decided []*Pending
+	decided := h.decided[:0]
 	n := 0
 	for ; g.size < feed.GroupSize && (n < len(h.line) || h.another() || h.more()); n++ {
 		p := h.line[n]
@@ -443,6 +443,8 @@ func (h *Hub) writeGroup() {
 			p.answer(p.result, nil)
 		}
 	}
+	clear(decided)
+	h.decided = decided
 }
 
 // another takes a request that does not wait out of the queue, if there is one.
@@ -468,7 +470,7 @@ func (h *Hub) more() bool {
 // decide decides one request, unless its credential was revoked or has ended while it stood in line.
 func (h *Hub) decide(g *group, p *Pending) (Result, error) {
 	if !p.own {
-		if err := h.counts(p.grant, p.req.Tenant); err != nil {
+		if err := h.counts(&p.grant, p.req.Tenant); err != nil {
 			return Result{}, err
 		}
 	}
@@ -503,7 +505,10 @@ func (h *Hub) commit(g *group) (err error) {
 	var sum feed.Sum
 	h.buf, sum = feed.AppendGroup(h.buf[:0], &enc)
 	fault.Point("decided")
-	if err := h.append(h.buf); err != nil {
+	made := g.encode()
+	err = h.append(h.buf)
+	<-made
+	if err != nil {
 		if now := time.Now(); now.Sub(h.told) > time.Second { // a disk that is full refuses every write
 			h.told = now
 			h.opts.Logger.Error("append to the log", "position", enc.Position, "err", err)
