@@ -36,9 +36,11 @@ test: build test-go test-js test-browser ## run every test (race detector on)
 .PHONY: test-go
 test-go: ## run the Go tests
 	@go test -race -run '^$$' ./... >/dev/null # build them all at once
-	go test -race -p 2 ./broker/... ./sync/...
+	@# The faults mostly wait for servers that start. Of the server that they build no test cache knows.
+	@go test -race -p 1 -count=1 ./cmd/faults/... & faults=$$!; status=0; \
+	go test -race -p 2 ./broker/... ./sync/... || status=$$?; \
+	wait $$faults || status=$$?; exit $$status
 	go test -race -p 1 $$(go list ./... | grep -v '/tidemark/\(broker\|sync\|cmd/faults\)') # one at a time: some measure how long a peer stalls
-	go test -race -p 1 -count=1 ./cmd/faults/... # of the server that they build no test cache knows
 
 .PHONY: test-js
 test-js: $(NODE_READY) ## run the JavaScript tests
