@@ -40,11 +40,12 @@ var statuses = map[hub.Code]int{
 // problem is an error as it goes over the wire: RFC 9457, with code, and members of
 // its own where a refusal has a row to show.
 type problem struct {
-	Type   string   `json:"type"`
-	Title  string   `json:"title"`
-	Status int      `json:"status"`
-	Detail string   `json:"detail"`
-	Code   hub.Code `json:"code"`
+	Type   string    `json:"type"`
+	Title  string    `json:"title"`
+	Status int       `json:"status"`
+	Detail string    `json:"detail"`
+	Code   hub.Code  `json:"code"`
+	Limit  hub.Limit `json:"limit,omitempty"` // of the tenant, which it would go beyond
 	refusal
 
 	retry time.Duration
@@ -79,6 +80,7 @@ func problemOf(err error) *problem {
 		return p
 	case errors.As(err, &r):
 		p = newProblem(r.Code, "%s", r.Detail)
+		p.Limit = r.Limit
 		if p.retry = r.Retry; r.Code == hub.TooMany && r.Retry > 0 { // of something over time: it passes
 			p.status(http.StatusTooManyRequests)
 		}
@@ -126,7 +128,8 @@ func (p *problem) frame(id []byte) string {
 		Status int             `json:"status"`
 		Detail string          `json:"detail"`
 		Code   hub.Code        `json:"code"`
+		Limit  hub.Limit       `json:"limit,omitempty"`
 		Retry  int64           `json:"retry,omitempty"`
 		refusal
-	}{"error", id, p.Title, p.Status, p.Detail, p.Code, p.retry.Milliseconds(), p.refusal}))
+	}{"error", id, p.Title, p.Status, p.Detail, p.Code, p.Limit, p.retry.Milliseconds(), p.refusal}))
 }

@@ -448,6 +448,23 @@ func TestTooManyFeedsAreRefusedUntilOneIsGone(t *testing.T) {
 	})
 }
 
+func TestATenantThatIsFullHearsWhichLimitItWas(t *testing.T) {
+	bubble(t, settings{hub: hub.Options{Limits: hub.Limits{Rows: 1}}}, func(t *testing.T, s *site) {
+		s.do("POST", "/v1/acme/changes", changes(put("a", `{}`)))
+		r := s.do("POST", "/v1/acme/changes", changes(put("b", `{}`)))
+		if p := r.problem(t); p.Status != 429 || p.Limit != "rows" {
+			t.Errorf("%d %s", r.status, r.body)
+		}
+		st := s.feed(websocket, "c=todos&heartbeat=30")
+		time.Sleep(time.Second)
+		st.now()
+		st.send(`{"type":"write","id":"1",` + changes(put("b", `{}`))[1:])
+		if got := st.now(); types(got) != "error" || got[0].Status != 429 || got[0].Limit != "rows" {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
 func TestLogThatRefusesAWriteIsSaidSo(t *testing.T) {
 	bubble(t, settings{}, func(t *testing.T, s *site) {
 		s.log.OnAppend = func(feed.Position, []byte) error { return errors.New("no space left") }

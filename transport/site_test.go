@@ -178,12 +178,12 @@ func (r response) problem(t testing.TB) problem {
 }
 
 type problem struct {
-	Type, Title, Detail, Code string
-	Status                    int
-	Results                   []result
-	Key                       string
-	Seq                       *uint64
-	Value                     json.RawMessage
+	Type, Title, Detail, Code, Limit string
+	Status                           int
+	Results                          []result
+	Key                              string
+	Seq                              *uint64
+	Value                            json.RawMessage
 }
 
 type result struct {

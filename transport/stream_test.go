@@ -38,6 +38,7 @@ type frame struct {
 
 	Cursor string
 	Retry  *int64
+	Limit  string
 
 	ID                  json.RawMessage
 	Results             []result
