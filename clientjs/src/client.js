@@ -30,7 +30,8 @@ import { openSocket } from './websocket.js'
  * @property {number} [heartbeat] seconds, 3 to 30, 15 by default: how often a quiet feed says that it is there. After
  *   2.5 of them in silence the client connects anew
  * @property {() => string | undefined | Promise<string | undefined>} [getToken] gives the credential. Asked again when
- *   the server does not take it any more, and some time before the end of a JWT
+ *   the server does not take it any more, and some time before the end of a JWT. What it throws is told to onError, the
+ *   first time, and it is asked again with pauses
  * @property {string} [user] whose rows and tabs these are, where the credential does not say so: two users of one
  *   browser share nothing
  * @property {boolean} [tabs] one connection for all tabs of a browser that follow the same: true by default, where the
@@ -117,7 +118,7 @@ const NAME = /^[\w-]{1,64}(\/[\w-]{1,64}){0,7}$/
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
- * Throws a TypeError for a url that is none.
+ * Throws a TypeError for a url, tenant or transport that is none.
  * @param {Options} options
  * @param {(host: Host) => Beyond} createBeyond
  * @returns {Client}
@@ -131,6 +132,10 @@ export function createCore(options, createBeyond) {
   const TRY = 30e3
   /** A credential is not renewed before its end if that is nearer than so, in ms: the server says when it is over, too. */
   const SOON = 3000
+  /** A URL of more characters is written shorter: servers and proxies take some 8,000. */
+  const BRIEF = 4000
+  /** A message of fewer characters has less than the 1 MiB that a server takes. */
+  const LONG = 3e5
   /** And a WebSocket that does not answer one for so long, in ms, does not hear us. */
   const DEAF = 10e3
 
@@ -138,7 +143,9 @@ export function createCore(options, createBeyond) {
   const token = random(32)
   const { url, tenant, heartbeat = 15, client: writer = token, signal, getToken } = options
   const { fetch = globalThis.fetch, WebSocket = globalThis.WebSocket, clock = systemClock } = options
-  const base = new URL(url.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
+  const base = new URL(`${url}`.replace(/\/*$/, `/v1/${tenant}/`), globalThis.location?.href)
+  if (url == null || !/^https?:$/.test(base.protocol) || base.username) throw new TypeError('url: http(s)://host or /')
+  if (tenant == null || !/^[\w-]{1,64}$/.test(tenant)) throw new TypeError(`not a tenant: ${tenant}`)
 
   /** @type {Map<string, Member>} */
   const members = new Map()
@@ -171,6 +178,8 @@ export function createCore(options, createBeyond) {
   let asking
   /** What the server said of the credential that there is: it is not tried again by itself. @type {TidemarkError | undefined} */
   let verdict
+  /** Whether there was none the last time that one was asked for. */
+  let lacking = false
   /** Whether the credential was renewed since the feed brought anything: once is enough. */
   let renewed = false
 
@@ -187,7 +196,17 @@ export function createCore(options, createBeyond) {
 
   async function renew() {
     dueToken = Infinity
-    const token = await getToken?.()
+    /** @type {string | undefined} */
+    let token
+    try {
+      token = await getToken?.()
+      lacking = false
+    } catch (cause) {
+      // Once, and then it is asked again in silence.
+      if (!lacking) report(cause)
+      lacking = true
+      throw cause
+    }
     const { exp, iat = 0, sub = '' } = claims(token)
     if (/[^!-~]/.test(`${token}`) || (host.subject ?? sub) !== sub) {
       throw unfit('forbidden', 'not a token of this user')
@@ -454,13 +473,25 @@ export function createCore(options, createBeyond) {
         query.ticket = (await answer.json()).ticket
         if (!mine()) return
       }
-      const search = new URLSearchParams(query)
-      for (const [name, { rows }] of websocket ? [] : followed) {
-        asked.set(name, '')
-        const cursor = rows.ask()
-        search.append('c', cursor ? `${name}@${cursor}` : name)
+      /** @type {[name: string, cursor: string | undefined][]} */
+      const starts = websocket ? [] : [...followed].map(([name, { rows }]) => [name, rows.ask()])
+      for (const [name] of starts) asked.set(name, '')
+      /** @param {string} [common] the cursor of those for which none is named */
+      const search = (common) => {
+        const params = new URLSearchParams(query)
+        if (common) params.append('cursor', common)
+        for (const [name, cursor = common?.replace(/-.*/, '-0')] of starts) {
+          params.append('c', cursor && cursor !== common ? `${name}@${cursor}` : name)
+        }
+        return `${params}`
       }
-      const path = `feed${bare || '?'}${search}`
+      let path = `feed${bare || '?'}${search()}`
+      if (path.length > BRIEF) {
+        const common = starts.find(([, cursor]) => cursor)?.[1]
+        path = `feed${bare || '?'}${search(common)
+          .replace(/%40/g, '@')
+          .replace(/%2F/g, bare ? '$&' : '/')}`
+      }
       const done = websocket
         ? openSocket(WebSocket, base + path, signal, opened, receive)
         : openStream(request, path, !poll, abort, receive)
@@ -544,8 +575,9 @@ export function createCore(options, createBeyond) {
   async function transmit(body, first) {
     alive()
     const open = () => (state.proven && links.stream?.send ? links.stream : undefined)
-    // What was lost on a WebSocket goes on by POST: the next one would die of it again.
-    const socket = first || !oversocket ? open() : undefined
+    const text = JSON.stringify(body)
+    // What was lost on a WebSocket goes on by POST: the next one would die of it again. So would one of too long a message.
+    const socket = (first || !oversocket) && text.length < LONG ? open() : undefined
     oversocket = !!socket
     abort = new AbortController()
     const { signal } = abort
@@ -565,7 +597,7 @@ export function createCore(options, createBeyond) {
         : request('changes', {
             method: 'POST',
             headers: { 'content-type': 'application/json' },
-            body: JSON.stringify(body),
+            body: text,
             signal,
           }).then((answer) => answer.json()))
       if (Array.isArray(answer.results)) return answer
@@ -606,6 +638,7 @@ export function createCore(options, createBeyond) {
   /** @type {Client['write']} */
   async function write(writes, { atomic = true, optimistic = true } = {}) {
     alive()
+    if (!writes[0]) return []
     const changes = writes.map((change) => ({
       ...change,
       id: change.id ?? `${token}-${++requests}`,
@@ -647,11 +680,13 @@ export function createCore(options, createBeyond) {
     const rest = beyond.close?.()
     leading = true
     act({ type: 'close' })
+    for (const member of members.values()) member.close()
     abort.abort()
     await Promise.allSettled([...running, rest])
   }
 
   function use(transport = choice) {
+    if (!/^(auto|websocket|sse|poll)$/.test(transport)) throw new TypeError(`not a transport: ${transport}`)
     if (transport === 'websocket' && !WebSocket) throw new TypeError('give a WebSocket')
     choice = transport
     act({ type: 'use', order: order(), fixed: transport !== 'auto' })

@@ -1,3 +1,4 @@
+import { closed } from './errors.js'
 import { createListeners } from './listeners.js'
 import { createRows } from './rows.js'
 
@@ -33,7 +34,8 @@ import { createRows } from './rows.js'
  *   collections
  * @property {() => () => void} start follows the collection without listening; returns its undo. Where the server had
  *   ended the feed, start and subscribe try again
- * @property {(seq: number) => Promise<void>} awaitSeq resolves when the rows hold all that was written up to seq
+ * @property {(seq: number) => Promise<void>} awaitSeq resolves when the rows hold all that was written up to seq;
+ *   rejects with `closed` once the client is
  * @property {(value: T, options?: {key?: string} & How) => Promise<Result<T>>} insert a new row; without a key it gets a
  *   UUIDv7, and with a ttl the row goes by itself after so many seconds
  * @property {(key: string, patch: object, options?: {if?: number} & How) => Promise<Result<T>>} modify merges
@@ -46,11 +48,12 @@ import { createRows } from './rows.js'
 /** @typedef {{ttl?: number, optimistic?: boolean}} How */
 
 /**
- * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place.
+ * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place. close: nothing comes any more.
  * @typedef {{
  *   collection: Collection,
  *   rows: import('./rows.js').Rows,
  *   take: () => (() => void) | undefined,
+ *   close: () => void,
  * }} Member
  */
 
@@ -83,16 +86,21 @@ export function createCollection(name, follow, write) {
   const one = async (op, change, { optimistic, ...more } = {}) =>
     (await write([{ collection: name, op, ...more, ...change }], { optimistic }))[0]
 
-  /** Those who wait for a sequence look whether it is here. @type {Set<() => void>} */
-  const waiting = new Set()
+  /** Those who wait for a sequence look whether it is here; and what tells them that it will not come. @type {Map<() => void, (cause: Error) => void>} */
+  const waiting = new Map()
+  let over = false
 
   /** @type {Member} */
   const member = {
     rows,
     take() {
       const batch = rows.take()
-      for (const look of waiting) look()
+      for (const look of waiting.keys()) look()
       return batch && (() => tell(batch))
+    },
+    close() {
+      over = true
+      for (const reject of waiting.values()) reject(closed())
     },
     collection: {
       name,
@@ -105,14 +113,15 @@ export function createCollection(name, follow, write) {
       },
       seq: rows.seq,
       awaitSeq: (seq) =>
-        new Promise((resolve) => {
+        new Promise((resolve, reject) => {
           const look = () => {
             if (rows.table.cursor < seq || !rows.cursor || rows.staged) return
             waiting.delete(look)
             resolve()
           }
-          waiting.add(look)
+          waiting.set(look, reject)
           look()
+          if (over) member.close()
         }),
       subscribe,
       start: () => subscribe(() => {}),

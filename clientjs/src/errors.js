@@ -16,13 +16,15 @@ export class TidemarkError extends Error {
   value
   /** In how many ms the same may succeed, at the soonest; null: not before somebody changes something. @type {number | null} */
   retry = null
+  /** Which limit of the tenant it was: `sessions`, `subscriptions`, `writes`, `bytes`, `rows`, `size`, `row-size`. @type {string | undefined} */
+  limit
   /** Whether these were a feed's last words. @type {boolean | undefined} */
   said
 
   /**
    * @param {string} code
    * @param {string} detail what happened, and what to do about it
-   * @param {{status?: number, seq?: number, value?: any, retry?: number | null, said?: boolean}} [more]
+   * @param {{status?: number, seq?: number, value?: any, retry?: number | null, limit?: string, said?: boolean}} [more]
    */
   constructor(code, detail, more) {
     super(detail)
@@ -34,6 +36,9 @@ export class TidemarkError extends Error {
 
 /** Whether nothing is wrong with a change, by its status in an answer; `aborted`: but with another one of its transaction. */
 export const FINE = /^(ok|duplicate|aborted)$/
+
+/** Limits that do not pass by themselves. */
+const FULL = /^(rows|size)$/
 
 /**
  * The change for which a transaction was refused.
@@ -58,7 +63,9 @@ export function problem(body, status = body.status ?? 0, retry = body.retry ?? 0
     status,
     seq,
     value,
-    retry: transient ? retry : null,
+    limit: body.limit,
+    // What is full stays so until somebody removes something.
+    retry: transient && !FULL.test(body.limit) ? retry : null,
   })
 }
 

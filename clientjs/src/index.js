@@ -8,7 +8,7 @@ export { TidemarkError } from './errors.js'
 
 /**
  * A client of one tenant. It connects when the first collection is followed, and has one feed for all of them.
- * Throws a TypeError for a url that is none.
+ * Throws a TypeError for a url, tenant or transport that is none.
  * @param {import('./client.js').Options} options
  * @returns {import('./client.js').Client}
  */

@@ -180,7 +180,8 @@ export function createStore(host, token, scope) {
             const cursor = request.result
             if (!cursor) return
             const { owner, ...entry } = cursor.value
-            if (owner !== token && !held.includes(lock(owner))) {
+            if (!entry.changes[0]) cursor.delete()
+            else if (owner !== token && !held.includes(lock(owner))) {
               cursor.update({ ...entry, owner: token })
               orphans.push({ ...entry, place: cursor.key })
             }

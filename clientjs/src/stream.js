@@ -26,6 +26,8 @@ export async function openStream(request, path, sse, abort, onLines) {
     })
     const decoder = new TextDecoder()
     const reader = body?.getReader()
+    // Node never settles a read under way where the body ends at the moment of an abort.
+    abort.signal.addEventListener('abort', () => reader?.cancel().catch(() => {}))
     for (;;) {
       // No body, as of a 204, is one that ends at once.
       const { value } =

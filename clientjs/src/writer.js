@@ -143,8 +143,9 @@ export function createWriter({ clock, ready, transmit, keep, drop }) {
           return
         } else if (sent[1]) alone = sent.length
         else {
-          // What was not let in now may have got in before; but what did would not be in conflict.
-          const unsure = entry.at && sent[0].lost
+          // What was not let in now may have got in before; but then these, from a server, would not be said of it.
+          const definite = /^4(00|09|13|29)/.test(`${error.status}`) && error.code !== 'refused'
+          const unsure = entry.at && sent[0].lost && !definite
           done(({ reject }) => reject(unsure ? new TidemarkError('unknown', error.detail, error) : error))
         }
       }

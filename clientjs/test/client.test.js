@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { createServer } from 'node:http'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import './seed.js'
@@ -399,4 +400,28 @@ test('whatever happens to the connection, and on whatever transports, a page end
     ),
     { numRuns: 60 },
   )
+})
+
+test('closing comes to its end where a server has ended an event stream with its last word', async (t) => {
+  const frames = ['{"type":"open","epoch":"aaaa","heartbeat":15}', '{"type":"live","cursor":"aaaa-1"}']
+  const server = createServer(({ url }, response) => {
+    if (!url?.includes('sse')) {
+      response.end(`${frames.join('\n')}\n`)
+      return
+    }
+    response.writeHead(200, { 'content-type': 'text/event-stream' })
+    for (const frame of frames) response.write(`data: ${frame}\n\n`)
+    setTimeout(() => response.end('data: {"type":"end","reason":"draining","retry":60000}\n\n'), 50)
+  })
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(undefined)))
+  t.after(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
+  const client = createClient({ url: `http://127.0.0.1:${port}`, tenant: 'demo', transport: 'sse' })
+  client.collection('todos').start()
+  await new Promise((resolve) => client.onStatus(({ reason }) => reason === 'draining' && resolve(undefined)))
+  const late = new Promise((_, reject) => setTimeout(reject, 5000, 'closing hangs').unref())
+  await Promise.race([client.close(), late])
 })

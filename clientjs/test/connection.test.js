@@ -167,6 +167,45 @@ test('a name with slashes is asked for as it is', async () => {
   assert.match(wire.feed.url.search, /c=projects%2F7%2Ftodos(&|$)/)
 })
 
+test('as many collections as a feed may have are asked for in a URL that servers take', async () => {
+  const { wire, client } = setup('poll')
+  for (let i = 0; i < 255; i++) client.collection(`projects/${1000 + i}/todos`).start()
+  await turns()
+  await wire.poll.reply(open, live(10))
+  client.collection('projects/7/todos').start()
+  await turns()
+  const { search, searchParams } = wire.feed.url
+  assert.ok(search.length < 8000, `${search.length} characters`)
+  const names = searchParams.getAll('c')
+  assert.deepEqual(
+    [searchParams.get('cursor'), names.length, names[0], names[255]],
+    ['aaaa-10', 256, 'projects/1000/todos', 'projects/7/todos@aaaa-0'],
+  )
+})
+
+test('what is no url, tenant or transport is said at once', () => {
+  for (const options of /** @type {any[]} */ ([
+    { url: undefined },
+    { url: 'ws://tide.test' },
+    { url: 'localhost:7333' },
+    { url: 'http://me:secret@tide.test' },
+    { tenant: undefined },
+    { tenant: 'a/b' },
+    { transport: 'ws' },
+  ])) {
+    assert.throws(() => setup(options.transport, options), TypeError, JSON.stringify(options))
+  }
+})
+
+test('who waits for a sequence is told when the client is closed', async () => {
+  const { client, todos, reach } = setup('poll')
+  await reach(1)
+  const waits = todos.awaitSeq(9)
+  await Promise.all([assert.rejects(waits, { code: 'closed' }), client.close()])
+  await assert.rejects(todos.awaitSeq(9), { code: 'closed' })
+  await todos.awaitSeq(1)
+})
+
 test('the status tells the way to live, on a stream', async () => {
   const { wire, client, clock, states, follow } = setup('sse')
   await follow()

@@ -847,3 +847,32 @@ test('a tab whose user changes brings nobody the rows of another', async (t) => 
   await two.client.close()
   await three.client.close()
 })
+
+test('what getToken throws is told once, however often it is asked', async () => {
+  const wire = new Wire()
+  const clock = new FakeClock()
+  let fails = true
+  const getToken = async () => {
+    if (fails) throw new Error('no session')
+    return 'opaque'
+  }
+  const client = createClient({
+    url: 'http://tide.test',
+    tenant: 'demo',
+    transport: 'poll',
+    fetch: wire.fetch,
+    clock,
+    getToken,
+  })
+  /** @type {string[]} */
+  const errors = []
+  client.onError(({ detail }) => errors.push(detail))
+  client.collection('todos').start()
+  await clock.advance(60_000)
+  assert.deepEqual([errors, wire.polls.length, client.status.state], [['Error: no session'], 0, 'offline'])
+  fails = false
+  await clock.advance(60_000)
+  assert.ok(wire.polls.length > 0)
+  assert.equal(errors.length, 1)
+  await client.close()
+})

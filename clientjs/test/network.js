@@ -860,6 +860,8 @@ class Answer {
     this.#add({ error })
   }
 
+  async cancel() {}
+
   /** @returns {Promise<{value?: Uint8Array}>} */
   async read() {
     while (!this.#parts.length) {

@@ -541,6 +541,31 @@ test('of writes that went together and are refused as a whole, each gets an answ
   assert.deepEqual([...todos.rows.keys()].sort(), ['a', 'c', 'd', 'old'])
 })
 
+test('no writes at all are done at once, and hold nothing up', async () => {
+  const { wire, client, todos } = await setup()
+  assert.deepEqual(await client.write([]), [])
+  const done = await watch(todos.put('a', { n: 1 }))
+  await accept(wire, 11)
+  assert.equal(done.outcome.seq, 11)
+})
+
+test('what a full tenant does not take is given up, and neither what fits nor what makes room waits for it', async () => {
+  const { wire, clock, todos } = await setup()
+  const first = todos.put('a', {})
+  const [b, c] = [await watch(todos.put('b', {})), await watch(todos.put('c', {}))]
+  await accept(wire, 11)
+  await first
+  const full = /** @type {const} */ ([429, { code: 'too-many', limit: 'rows' }, { 'retry-after': '30' }])
+  await wire.post.answer(...full)
+  assert.equal(wire.post.body.changes.length, 1)
+  await wire.post.answer(...full)
+  assert.deepEqual([b.outcome.code, b.outcome.limit], ['too-many', 'rows'])
+  await accept(wire, 12)
+  assert.equal(c.outcome.seq, 12)
+  assert.deepEqual([...todos.rows.keys()].sort(), ['a', 'c', 'old'])
+  assert.ok(clock.next > 30_000, 'nothing of it is left to be done')
+})
+
 test('a write that can not be sent now holds back those after it, so that their order is kept', async () => {
   const { wire, clock, todos } = await setup()
   const writes = [todos.put('a', { n: 1 }), todos.put('a', { n: 2 })]
@@ -582,6 +607,31 @@ test('a write whose answer is lost is asked again with the same id, and takes ef
     assert.equal(done.outcome.seq, 11)
     assert.deepEqual(told, ['insert made 0'])
   }
+})
+
+test('a write whose first try was lost is refused for what is wrong with it, where only a server that did not take it says so', async () => {
+  for (const [status, code, want] of /** @type {const} */ ([
+    [409, 'conflict', 'conflict'],
+    [400, 'bad-name', 'bad-name'],
+    [413, 'too-large', 'too-large'],
+    [403, 'forbidden', 'unknown'],
+    [413, undefined, 'unknown'],
+  ])) {
+    const { wire, clock, todos } = await setup()
+    const done = await watch(todos.put('old', { n: 7 }, { if: 3 }))
+    await wire.post.fail()
+    await clock.advance(250)
+    await wire.post.answer(status, { code, detail: 'no' })
+    assert.equal(done.outcome.code, want)
+  }
+})
+
+test('a write that is too long for a WebSocket does not end it', async () => {
+  const { wire, todos } = await setup('websocket')
+  const done = await watch(todos.put('a', { text: 'x'.repeat(1 << 20) }))
+  assert.equal(wire.socket.writes.length, 0)
+  await wire.post.answer(413, { code: 'too-large', detail: 'at most 1 MiB' })
+  assert.deepEqual([done.outcome.code, wire.socket.closed], ['too-large', false])
 })
 
 test('a write that is refused for now waits for as long as the server asks', async () => {
