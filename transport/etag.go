@@ -29,23 +29,25 @@ func unchanged(r *http.Request, tag string) bool {
 // conditions reads If-Match and If-None-Match of a write.
 func conditions(r *http.Request, w *hub.Write) (conditional bool, err error) {
 	match, none := strings.Join(r.Header["If-Match"], ","), strings.Join(r.Header["If-None-Match"], ",")
+	must, mustNot := r.Header["If-Match"] != nil, r.Header["If-None-Match"] != nil // also where it is empty: somebody's ETag was
 	switch {
-	case match != "" && none != "":
+	case must && mustNot:
 		return false, newProblem(hub.BadRequest, "either If-Match or If-None-Match, not both")
-	case none != "":
+	case mustNot:
 		if none != "*" {
 			return false, newProblem(hub.BadRequest, "If-None-Match can be * only: the row must not be there")
 		}
 		w.If = new(feed.Seq)
 	case match == "*":
 		w.IfExists = true
-	case match != "":
-		seq, perr := parseTag(match)
+	case must:
+		strong, weak := strings.CutPrefix(match, "W/")
+		seq, perr := parseTag(strong)
 		if perr != nil {
 			return false, newProblem(hub.BadRequest, `If-Match must be one ETag, like "1040", or *`)
 		}
-		if seq == 0 {
-			seq = ^seq // no row has this tag, whereas "if": 0 means that there is no row
+		if seq == 0 || weak { // If-Match compares strongly (RFC 9110, 13.1.1)
+			seq = ^feed.Seq(0) // no row has this tag, whereas "if": 0 means that there is no row
 		}
 		w.If = &seq
 	default:

@@ -61,6 +61,9 @@ func TestTransportIsWhatTheQuerySaysElseWhatTheHeadersAskFor(t *testing.T) {
 		{"transport=websocket", events, "426"},
 		{"transport=websocket", "Upgrade: websocket\n", "426"},
 		{"transport=websocket", "Connection: Upgrade\n", "426"},
+		{"", "Accept: text/event-stream;q=0, application/x-ndjson\n", poll},
+		{"", "Accept: text/event-stream; q=0.0\n", poll},
+		{"", "Accept: text/event-stream; charset=utf-8; q=0.1\n", sse},
 		{"transport=sse", "", sse},
 		{"transport=sse", upgrade, sse},
 		{"transport=sse", "Accept: application/json\n", sse},
@@ -197,7 +200,11 @@ func TestHTTP2CarriesAllButWebSockets(t *testing.T) {
 	if rows := s.serverRows("todos", "2"); len(rows) != 3 {
 		t.Errorf("rows: %v", rows)
 	}
-	r := s.do("PUT", "/v1/acme/rows/todos?key=d", `{}`, "If-Match", `"99"`)
+	r := s.do("GET", "/v1/acme/feed?c=todos&transport=websocket", "")
+	if p := r.problem(t); p.Status != 426 || r.header.Get("Upgrade") != "" { // a field with which curl and Node refuse the answer (RFC 9113, 8.2.2)
+		t.Errorf("a WebSocket over HTTP/2: %+v %v", p, r.header)
+	}
+	r = s.do("PUT", "/v1/acme/rows/todos?key=d", `{}`, "If-Match", `"99"`)
 	if p := r.problem(t); p.Status != 412 {
 		t.Errorf("%+v", p)
 	}

@@ -48,8 +48,9 @@ type problem struct {
 	Limit  hub.Limit `json:"limit,omitempty"` // of the tenant, which it would go beyond
 	refusal
 
-	retry time.Duration
-	allow string // with 405
+	retry   time.Duration
+	allow   string // with 405
+	upgrade bool   // with 426, in HTTP/1: HTTP/2 knows no such fields
 }
 
 // refusal is what a refused write adds to its problem: the outcomes, or the one row.
@@ -111,7 +112,7 @@ func (p *problem) write(w http.ResponseWriter) {
 	if p.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	if p.Status == http.StatusUpgradeRequired {
+	if p.upgrade {
 		h.Set("Upgrade", "websocket")
 		h.Set("Connection", "Upgrade")
 	}

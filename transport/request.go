@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,7 +112,9 @@ func choose(r *http.Request, q url.Values) (string, error) {
 	switch t := q.Get("transport"); t {
 	case websocketName:
 		if !upgrade {
-			return "", newProblem(codeUpgrade, "transport=websocket needs an HTTP/1.1 request with Upgrade: websocket; something between us may have taken it away: use transport=sse or transport=poll")
+			p := newProblem(codeUpgrade, "transport=websocket needs an HTTP/1.1 request with Upgrade: websocket; something between us may have taken it away: use transport=sse or transport=poll")
+			p.upgrade = r.ProtoMajor == 1
+			return "", p
 		}
 		return t, nil
 	case sseName, pollName:
@@ -147,14 +150,17 @@ func hasToken(values []string, token string) bool {
 func acceptsEvents(values []string) bool {
 	for _, v := range values {
 		for t := range strings.SplitSeq(v, ",") {
-			t, _, _ = strings.Cut(t, ";")
+			t, parameters, _ := strings.Cut(t, ";")
 			if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
-				return true
+				return !unwanted.MatchString(parameters)
 			}
 		}
 	}
 	return false
 }
+
+// unwanted is the weight of what a client does not want (RFC 9110, 12.4.2).
+var unwanted = regexp.MustCompile(`(?i)(^|;)\s*q=0(\.0*)?\s*(;|$)`)
 
 // query reads the query strictly: a pair that can't be read is an error, and then there is none.
 func query(r *http.Request) (url.Values, error) {

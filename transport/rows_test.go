@@ -219,6 +219,7 @@ func TestPreconditionThatFailsShowsTheRowAsItStands(t *testing.T) {
 	s.put("a", `{"n":1}`)
 	for _, e := range [][4]string{
 		{"PUT", `{}`, "If-Match", `"7"`}, {"PATCH", `{}`, "If-Match", `"7"`}, {"DELETE", "", "If-Match", `"7"`}, {"PUT", `{}`, "If-None-Match", "*"}, {"POST", `{}`, "If-None-Match", "*"},
+		{"PUT", `{}`, "If-Match", `W/"1"`}, // which compares strongly (RFC 9110, 13.1.1)
 	} {
 		r := s.do(e[0], "/v1/acme/rows/todos?key=a", e[1], e[2:]...)
 		p := r.problem(t)
@@ -233,6 +234,12 @@ func TestPreconditionThatFailsShowsTheRowAsItStands(t *testing.T) {
 	r = s.do("POST", "/v1/acme/rows/todos?key=a", `{}`)
 	if p := r.problem(t); p.Status != 409 || p.Code != "exists" || string(p.Value) != `{"n":1}` || r.header.Get("ETag") != `"1"` {
 		t.Errorf("an insert of a row that is there: %+v", p)
+	}
+	for _, name := range []string{"If-Match", "If-None-Match"} { // of who has lost their ETag
+		r := s.do("PUT", "/v1/acme/rows/todos?key=a", `{}`, name, "")
+		if p := r.problem(t); p.Status != 400 {
+			t.Errorf("an empty %s: %+v", name, p)
+		}
 	}
 	if s.hub.Stats().Head != 1 {
 		t.Error("something was written")

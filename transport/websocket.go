@@ -130,7 +130,9 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 func handshake(w http.ResponseWriter, r *http.Request) error {
 	if v := r.Header.Get("Sec-WebSocket-Version"); v != "13" {
 		w.Header().Set("Sec-WebSocket-Version", "13")
-		return newProblem(codeUpgrade, "Sec-WebSocket-Version is %q; this server speaks 13", clip(v))
+		p := newProblem(codeUpgrade, "Sec-WebSocket-Version is %q; this server speaks 13", clip(v))
+		p.upgrade = true
+		return p
 	}
 	keys := r.Header["Sec-Websocket-Key"]
 	if len(keys) == 1 {
