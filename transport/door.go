@@ -32,8 +32,12 @@ func (s *Server) Door(l net.Listener, server *http.Server) net.Listener {
 	if patience <= 0 {
 		patience = stalled
 	}
+	idle := server.IdleTimeout
+	if idle <= 0 {
+		idle = idleUsual
+	}
 	return &door{
-		Listener: Listen(l), server: s, http: server, patience: patience,
+		Listener: Listen(l), server: s, http: server, patience: patience, idle: idle,
 		ctx: context.WithValue(context.Background(), http.ServerContextKey, server), arrivals: make(map[*arrival]struct{}),
 	}
 }
@@ -45,7 +49,8 @@ type door struct {
 	net.Listener
 	server   *Server
 	http     *http.Server
-	patience time.Duration
+	patience time.Duration   // with who has not asked yet
+	idle     time.Duration   // and with who has
 	ctx      context.Context // requests' are made of it
 
 	mu       sync.Mutex
@@ -60,7 +65,7 @@ func (d *door) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !d.seat(c) {
+		if !d.seat(c, d.patience, 0) {
 			return c, nil
 		}
 	}
@@ -95,8 +100,9 @@ type arrival struct {
 	over    bool        // guarded by mu: something has come, or nobody waits for it any more
 }
 
-// seat waits for what comes on a connection. false: that can't be.
-func (d *door) seat(c net.Conn) bool {
+// seat waits for what comes on a connection, for at most so long; watched is what readable calls it, 0 if it is new. false:
+// that can't be.
+func (d *door) seat(c net.Conn, most time.Duration, watched uint64) bool {
 	a := &arrival{door: d, conn: c, raw: rawSocket(c)}
 	if a.raw == nil {
 		return false
@@ -114,12 +120,12 @@ func (d *door) seat(c net.Conn) bool {
 		return true
 	}
 	var ok bool
-	if a.watched, ok = d.server.idle.watch(a.raw, 0, a.readable); !ok {
+	if a.watched, ok = d.server.idle.watch(a.raw, watched, a.readable); !ok {
 		a.over = true
 		d.leave(a)
 		return false
 	}
-	a.timer = time.AfterFunc(d.patience, a.tired)
+	a.timer = time.AfterFunc(most, a.tired)
 	return true
 }
 
@@ -215,6 +221,9 @@ func (a *arrival) request(asked []byte) *http.Request {
 	if err != nil {
 		return nil
 	}
+	if _, tcp := a.conn.LocalAddr().(*net.TCPAddr); !tcp {
+		return nil // it could not be taken over: see mayTakeOver
+	}
 	if r.Header["Upgrade"] != nil { // which a feed over something else does not take over
 		if q, err := query(r); err != nil {
 			return nil
@@ -287,7 +296,10 @@ func (a *arrival) serve(r *http.Request, asked []byte) {
 		a.close()
 		return
 	}
-	a.giveBack(nil)
+	// To net/http it would be a new one: with less time to ask again, and in the way of Shutdown for 5 s.
+	if d := a.door; !d.seat(a.conn, d.idle, a.watched) {
+		a.giveBack(nil)
+	}
 }
 
 // greeting is the answer to a first request. What does not take the connection over is said when all of it is known.

@@ -4,11 +4,15 @@ package transport_test
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -186,5 +190,60 @@ func TestAStoppingServerWaitsForNobodyWhoAsksNothing(t *testing.T) {
 	}
 	if took := time.Since(began); took > 4*time.Second { // net/http gives a new connection 5 s
 		t.Errorf("it took %v", took)
+	}
+}
+
+// TestARefusalAtTheDoorLeavesTheConnectionAsItWas: with time for the next request, which may be any, and in nobody's way.
+func TestARefusalAtTheDoorLeavesTheConnectionAsItWas(t *testing.T) {
+	s := open(t, settings{idle: time.Minute, header: 500 * time.Millisecond})
+	refused := func() *caller {
+		c := s.caller()
+		c.send("GET /v1/acme/feed?c=todos&wait=x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		if r, _ := c.answer(); r.StatusCode != 400 || r.Close {
+			t.Fatal(r.Status, r.Close)
+		}
+		return c
+	}
+	c := refused()
+	_ = c.conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if _, err := c.in.ReadByte(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("it was closed: %v", err)
+	}
+	_ = c.conn.SetReadDeadline(time.Time{})
+	for _, path := range []string{"/healthz", "/v1/acme/feed?c=todos&wait=0", "/healthz"} {
+		c.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		if r, _ := c.answer(); r.StatusCode != 200 {
+			t.Errorf("%s: %s", path, r.Status)
+		}
+	}
+	refused()
+	began := time.Now()
+	s.close()
+	if took := time.Since(began); took > 4*time.Second { // net/http waits 5 s for who has not asked anything
+		t.Errorf("the server took %s to stop", took)
+	}
+}
+
+func TestAPollOverAUnixSocketIsAnsweredAsByNetHTTP(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(context.Context) (net.Conn, error) { return net.Dial("unix", path) }
+	s := start(t, settings{}, l, dial, "http://localhost")
+	s.put("a", `{}`)
+	c, err := dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "GET /v1/acme/feed?c=todos&wait=0 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(r.Body); r.StatusCode != 200 || err != nil || !strings.Contains(string(body), `"key":"a"`) {
+		t.Errorf("%s %s %v", r.Status, body, err)
 	}
 }

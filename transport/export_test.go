@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -103,3 +104,24 @@ func (s *Sends) Waiting() (sends, bytes int) {
 type told func(left []byte)
 
 func (fn told) sent(left []byte) { fn(left) }
+
+// Pinged is a link to a client, which many others' attendant writes to.
+type Pinged struct {
+	link *link
+	raw  syscall.RawConn
+	memo memo
+}
+
+// NewPinged has the connection be of such a link.
+func NewPinged(c net.Conn) *Pinged { return &Pinged{link: &link{Conn: c}, raw: rawSocket(c)} }
+
+// Deliver sends a message of so many bytes as an attendant does, while a ping comes. false: the client takes no more.
+func (p *Pinged) Deliver(size int) bool {
+	if p.link.attempt(&p.memo, p.raw, append(appendHeader(nil, opText, size), make([]byte, size)...), p) {
+		p.link.pong(make([]byte, 125))
+		p.memo.sends.flush()
+	}
+	return !p.link.torn
+}
+
+func (p *Pinged) sent(left []byte) { p.link.sent(p.raw, left) }

@@ -25,7 +25,7 @@ type guest struct {
 
 	mu        sync.Mutex
 	state     visit         // guarded by mu
-	more      bool          // guarded by mu: there may be something to read, and nobody watches
+	more      int           // guarded by mu: so often there may be something to read, and nobody watches
 	since     time.Time     // guarded by mu: when it was answered last, or has begun to ask
 	most      time.Duration // guarded by mu: how long it may ask nothing from then on
 	timer     *time.Timer   // guarded by mu: ends it when it has
@@ -63,6 +63,8 @@ const (
 	// mostStrikes is how often in a row a connection may go back to net/http. One that many
 	// share behind a proxy, or that is used for other things in between, stays there.
 	mostStrikes = 3
+	// idleUsual is how long a connection may ask nothing where http.Server.IdleTimeout does not say.
+	idleUsual = 2 * time.Minute
 	// mostAsked is the most bytes of a request that is looked at here.
 	mostAsked = 4 << 10
 )
@@ -98,7 +100,7 @@ func (g *guest) takeOver(s *Server, w http.ResponseWriter, r *http.Request, h ho
 	g.server, g.host, g.returns, g.patience = s, h, s.returnsTo(server), server.IdleTimeout
 	g.conn, g.early, g.strikes, g.watched = t.conn, t.early, t.strikes, t.watched
 	if g.patience <= 0 {
-		g.patience = 2 * time.Minute
+		g.patience = idleUsual
 	}
 	g.vary = field("Vary", w.Header()["Vary"]...)
 	for name, values := range w.Header() {
@@ -177,9 +179,9 @@ func (g *guest) readable(uint64) {
 	state := g.state
 	switch state {
 	case busy:
-		g.more = true
+		g.again()
 	case held:
-		g.more = true
+		g.again()
 		g.host.called()
 	case asking:
 		g.state = busy
@@ -189,6 +191,9 @@ func (g *guest) readable(uint64) {
 		g.host.next()
 	}
 }
+
+// again has it looked once more. A request and the peer's end, which may come together, are two looks. It needs mu.
+func (g *guest) again() { g.more = min(g.more+1, 3) }
 
 // await waits for what comes next, for at most so long.
 func (g *guest) await(most time.Duration) {
@@ -201,8 +206,8 @@ func (g *guest) await(most time.Duration) {
 func (g *guest) came(most time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.more {
-		g.more, g.state = false, busy
+	if g.more > 0 {
+		g.more, g.state = g.more-1, busy
 		return true
 	}
 	g.state, g.since = asking, time.Now()
@@ -268,7 +273,11 @@ func (g *guest) close() {
 func (g *guest) giveBack(asked []byte) {
 	g.server.idle.drop(g.raw, g.watched)
 	g.end()
-	g.returns.put(&returned{Conn: g.conn, early: asked, asked: asked, strikes: g.strikes + 1})
+	back := &returned{Conn: g.conn, early: asked, asked: asked, strikes: g.strikes + 1}
+	if len(asked) > mostLearned+mostAsked || back.strikes >= mostStrikes {
+		back.asked = nil // nobody will look at it
+	}
+	g.returns.put(back)
 }
 
 // guests are those of a server.

@@ -129,19 +129,31 @@ func (l *link) attempt(m *memo, raw syscall.RawConn, frames []byte, to sender) b
 	if left, l.waits = m.sends.join(raw, before, frames, to); l.waits {
 		return true
 	}
-	return l.sent(left)
+	return l.sent(raw, left)
 }
 
-// sent tells whether that was all.
-func (l *link) sent(left []byte) bool {
+// sent tells whether that was all. It waits for nobody: others are served by the same goroutine, so that a client which
+// pings, and reads nothing, would hold them up.
+func (l *link) sent(raw syscall.RawConn, left []byte) bool {
 	l.waits = false
-	if len(left) > 0 {
-		l.rest, l.torn = slices.Clone(left), true
-		return false
+	for {
+		if len(left) > 0 {
+			l.rest, l.torn = slices.Clone(left), true
+			return false
+		}
+		if payload := l.ping.Swap(nil); payload != nil && !l.over {
+			left = new(attempt).write(raw, pongTo(*payload))
+			continue
+		}
+		l.turn.give()
+		if l.ping.Load() == nil || !l.turn.try() {
+			return true
+		}
 	}
-	l.turn.give()
-	l.answerPing()
-	return true
+}
+
+func pongTo(payload string) []byte {
+	return append(appendHeader(nil, opPong, len(payload)), payload...)
 }
 
 // writeRest writes what an attempt has left.
@@ -171,8 +183,7 @@ func (l *link) answerPing() {
 			return // whoever writes now does it after that
 		}
 		if payload := l.ping.Swap(nil); payload != nil && !l.over {
-			frame := append(appendHeader(nil, opPong, len(*payload)), *payload...)
-			_, _ = l.Conn.Write(frame) // whoever reads or writes next notices
+			_, _ = l.Conn.Write(pongTo(*payload)) // whoever reads or writes next notices
 		}
 		l.turn.give()
 	}

@@ -122,7 +122,7 @@ func (p *poster) read(b []byte) (more bool) {
 	case total > 0 && len(request) == total:
 		if n == len(b) { // there may be more, which nobody is told of
 			p.mu.Lock()
-			p.more = true
+			p.again()
 			p.mu.Unlock()
 		}
 		whole := p.in
@@ -136,7 +136,8 @@ func (p *poster) read(b []byte) (more bool) {
 		}
 		return false
 	case p.in == nil:
-		p.in, p.began = append(room(max(total, n)), request...), time.Now()
+		// Not all at once: that it is to be long costs its sender nothing.
+		p.in, p.began = append(room(max(min(total, mostRead), n)), request...), time.Now()
 	}
 	if n == len(b) {
 		return true
@@ -359,6 +360,9 @@ func (r *recorder) Header() http.Header { return r.header }
 func (r *recorder) WriteHeader(status int) { r.status = status }
 
 func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
 	r.body = append(r.body, b...)
 	return len(b), nil
 }

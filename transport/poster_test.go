@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -493,4 +494,74 @@ func FuzzLength(f *testing.F) {
 			t.Fatalf("a head of %d bytes, and for net/http of %d: %q", head, read, b)
 		}
 	})
+}
+
+func TestAWriterWhoLeavesRightAfterAskingIsLetGo(t *testing.T) {
+	s := open(t, settings{idle: time.Minute})
+	for i := range 60 {
+		c := s.caller()
+		c.writes()
+		c.send(post(changes(put("settle", `{}`))))
+		_ = c.conn.(*net.TCPConn).CloseWrite()
+		if r, _ := c.answer(); r.StatusCode != 200 {
+			t.Fatal(r.Status)
+		}
+		_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.in.ReadByte(); err != io.EOF {
+			t.Fatalf("connection %d is not closed: %v", i, err)
+		}
+		_ = c.conn.Close()
+	}
+}
+
+// live is how much memory is in use.
+func live() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestALengthThatIsOnlyAnnouncedTakesNoMemory(t *testing.T) {
+	s := open(t, settings{})
+	const connections = 100
+	all := make([]*caller, connections)
+	for i := range all {
+		all[i] = s.caller()
+		all[i].writes()
+	}
+	before := live()
+	length := regexp.MustCompile(`Content-Length: [0-9]+`)
+	head, _, _ := strings.Cut(post(changes(put("settle", `{}`))), "\r\n\r\n")
+	for _, c := range all {
+		c.send(length.ReplaceAllString(head, "Content-Length: 1000000") + "\r\n\r\n{")
+	}
+	time.Sleep(300 * time.Millisecond) // until all of them were read
+	if grown := live() - before; grown > connections*100<<10 {
+		t.Errorf("%d connections that announce 1 MB take %d bytes", connections, grown)
+	}
+	runtime.KeepAlive(all)
+}
+
+func TestAConnectionThatIsAnsweredKeepsNothingOfWhatItAsked(t *testing.T) {
+	s := open(t, settings{idle: time.Minute})
+	const connections = 50
+	before := live()
+	all := make([]*caller, connections)
+	for i := range all {
+		c := s.caller()
+		c.writes()
+		for range 2 {
+			c.send(post(changes(put("settle", `{}`))+strings.Repeat(" ", 1_000_000)) + post(changes(put("settle", `{}`))))
+			for range 2 {
+				if r, _ := c.answer(); r.StatusCode != 200 {
+					t.Fatal(r.Status)
+				}
+			}
+		}
+		all[i] = c
+	}
+	s.eventually("connections that keep nothing", func() bool { return live()-before < connections*200<<10 })
+	runtime.KeepAlive(all)
 }

@@ -17,36 +17,43 @@ const watches = true
 // meanwhile. Its zero value is ready; one goroutine runs while any socket is watched.
 type readable struct {
 	mu   sync.Mutex
-	file *os.File                   // guarded by mu: of the epoll, nil while none is watched
-	fd   int                        // guarded by mu
-	last uint64                     // guarded by mu
-	fns  map[uint64]func(id uint64) // guarded by mu
+	file *os.File            // guarded by mu: of the epoll, nil while none is watched
+	fd   int                 // guarded by mu
+	last uint64              // guarded by mu
+	fns  map[uint64]*watcher // guarded by mu
+}
+
+// watcher is who watches a socket.
+type watcher struct {
+	fn func(id uint64)
+	on bool // see watchOn
 }
 
 // watch calls fn, which must return at once, when the socket can be read, its peer has closed,
 // or it failed: once, and again each time after again. before is the watch whose place it takes, 0 if there is none.
 // false: it can't be watched.
 func (r *readable) watch(raw syscall.RawConn, before uint64, fn func(id uint64)) (id uint64, ok bool) {
-	return r.add(raw, before, unix.EPOLLONESHOT, fn)
+	return r.add(raw, before, unix.EPOLLONESHOT, &watcher{fn: fn})
 }
 
-// watchOn is watch, where fn is called whenever more has come: again is not needed, nor its system call.
+// watchOn is watch, where fn is called whenever more has come: again is not needed, nor its system call. It is called twice
+// for what came together with the peer's end: who reads the first of it is not told of the other.
 func (r *readable) watchOn(raw syscall.RawConn, before uint64, fn func(id uint64)) (id uint64, ok bool) {
-	return r.add(raw, before, unix.EPOLLET, fn)
+	return r.add(raw, before, unix.EPOLLET, &watcher{fn, true})
 }
 
-func (r *readable) add(raw syscall.RawConn, before uint64, how uint32, fn func(id uint64)) (id uint64, ok bool) {
+func (r *readable) add(raw syscall.RawConn, before uint64, how uint32, w *watcher) (id uint64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fns[before] != nil {
-		r.fns[before] = fn
+		r.fns[before] = w
 		return before, r.control(raw, unix.EPOLL_CTL_MOD, how, before)
 	}
 	if r.file == nil && !r.start() {
 		return 0, false
 	}
 	r.last++
-	r.fns[r.last] = fn
+	r.fns[r.last] = w
 	if !r.control(raw, unix.EPOLL_CTL_ADD, how, r.last) {
 		r.remove(r.last)
 		return 0, false
@@ -114,7 +121,7 @@ func (r *readable) start() bool {
 		_ = file.Close()
 		return false
 	}
-	r.file, r.fd, r.fns = file, fd, make(map[uint64]func(id uint64))
+	r.file, r.fd, r.fns = file, fd, make(map[uint64]*watcher)
 	go r.run(raw)
 	return true
 }
@@ -139,8 +146,11 @@ func (r *readable) run(raw syscall.RawConn) {
 		for _, e := range events[:n] {
 			// Numbers are not used twice, so one that was watched by an epoll before is not here.
 			id := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
-			if fn := r.fns[id]; fn != nil {
-				calls = append(calls, call{id, fn})
+			if w := r.fns[id]; w != nil {
+				calls = append(calls, call{id, w.fn})
+				if w.on && e.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+					calls = append(calls, call{id, w.fn})
+				}
 			}
 		}
 		r.mu.Unlock()

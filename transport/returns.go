@@ -100,11 +100,15 @@ func take(w http.ResponseWriter) (taken, error) {
 func (c *returned) Read(b []byte) (int, error) {
 	if len(c.early) > 0 {
 		n := copy(b, c.early)
-		c.early = c.early[n:]
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil // it may have been a megabyte, and the connection may stay for long
+		}
 		return n, nil
 	}
 	n, err := c.Conn.Read(b)
-	c.more = c.more || n > 0
+	if n > 0 {
+		c.more, c.asked = true, nil
+	}
 	return n, err
 }
 

@@ -173,6 +173,11 @@ func (v *visitor) next() {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		b = slices.Grow(b, mostAsked)[:mostAsked]
 		n, over := arrived(v.raw, b, false)
+		if n == len(b) { // there may be more, which nobody is told of
+			v.mu.Lock()
+			v.again()
+			v.mu.Unlock()
+		}
 		switch {
 		case over:
 			v.close()
@@ -266,7 +271,7 @@ func (v *visitor) enter(f *feedRequest) error {
 	v.sink = pollSink{to: v, open: v.open, limit: f.limit, cache: v.server.opts.PollCache}
 	session.Park(v)
 	v.mu.Lock()
-	if v.state = held; v.more { // something more came, or the end
+	if v.state = held; v.more > 0 { // something more came, or the end
 		v.called()
 	}
 	v.mu.Unlock()

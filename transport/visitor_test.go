@@ -484,3 +484,39 @@ func TestAPollerWhoIsNotAskedAboutAnewIsStillRefusedOnceRevokedOrExpired(t *test
 		t.Errorf("revoked: %s", r.Status)
 	}
 }
+
+func TestAPollerWhoLeavesRightAfterAskingIsLetGo(t *testing.T) {
+	s := open(t, settings{idle: time.Minute})
+	s.put("a", `{}`)
+	for range 40 {
+		c := s.caller()
+		for range 3 {
+			c.send(c.poll(0))
+			if _, f := c.answer(); len(f) > 0 {
+				c.at = f[len(f)-1].Cursor
+			}
+		}
+		c.send(c.poll(50))
+		_ = c.conn.Close()
+	}
+	s.eventually("sessions of those who are there", func() bool { return s.hub.Stats().Sessions == 0 })
+}
+
+// TestAPollAfterOneThatFillsTheBufferIsAnswered: what is read at a time is 4,096 bytes.
+func TestAPollAfterOneThatFillsTheBufferIsAnswered(t *testing.T) {
+	s := open(t, settings{idle: time.Minute})
+	c := s.caller()
+	line := "GET /v1/acme/feed?c=todos&wait=0&cursor=" + s.put("a", `{}`).Cursor + " HTTP/1.1\r\n" + usual
+	poll := line + "X: " + strings.Repeat("x", 4096-len(line)-len("X: \r\n\r\n")) + "\r\n\r\n"
+	for range 3 {
+		c.send(poll)
+		c.answer()
+	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	c.send(poll + poll)
+	for range 2 {
+		if r, _ := c.answer(); r.StatusCode != 200 {
+			t.Error(r.Status)
+		}
+	}
+}

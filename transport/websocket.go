@@ -286,7 +286,7 @@ func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 
 // sent is a sender's.
 func (k *socket) sent(left []byte) {
-	if !k.link.sent(left) {
+	if !k.link.sent(k.raw, left) {
 		k.session.Unpark()
 	}
 }
@@ -388,6 +388,9 @@ func (k *socket) readable(id uint64) {
 	defer k.direct.Unlock()
 	if k.parting {
 		return
+	}
+	if len(k.link.early) > 0 {
+		return // who reads that is on the way
 	}
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		b = slices.Grow(b, mostRead)[:mostRead]

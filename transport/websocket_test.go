@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -733,4 +734,66 @@ func (c *rawSocket) read() (op byte, payload string, err error) {
 		return 0, "", err
 	}
 	return head[0] & 0xf, string(b), nil
+}
+
+func TestWhatComesWithAHandshakeIsNotLostToWhatComesNext(t *testing.T) {
+	s := open(t, settings{})
+	frame := func(id string) []byte {
+		text := `{"type":"unsubscribe","id":"` + id + `","collections":["x"]}`
+		return append([]byte{0x81, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...)
+	}
+	for i := range 300 {
+		c := s.caller()
+		c.send("GET /v1/acme/feed?c=todos&heartbeat=30&transport=websocket HTTP/1.1\r\nHost: localhost\r\n" + strings.ReplaceAll(upgrade, "\n", "\r\n") + "\r\n" + string(frame("first")))
+		for end := time.Now().Add(time.Duration(50+i%200) * time.Microsecond); time.Now().Before(end); {
+			runtime.Gosched()
+		}
+		c.send(string(frame("second")))
+		_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		got := ""
+		for b := make([]byte, 4096); !strings.Contains(got, `"second"`); {
+			n, err := c.in.Read(b)
+			if got += string(b[:n]); err != nil {
+				t.Fatalf("socket %d: %v after %q", i, err, got)
+			}
+		}
+		if !strings.Contains(got, `"first"`) {
+			t.Fatalf("socket %d: the first request was not answered: %q", i, got)
+		}
+		_ = c.conn.Close()
+	}
+}
+
+// TestAClientThatPingsAndReadsNothingHoldsNobodyUp: what delivers to it delivers to others too.
+func TestAClientThatPingsAndReadsNothingHoldsNobodyUp(t *testing.T) {
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for round := range 20 { // in which the last message but for the pong, or not even that, just fits
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			peer, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = peer.(*net.TCPConn).SetReadBuffer(4096)
+			c, err := transport.Listen(l).Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for link := transport.NewPinged(c); link.Deliver(100 + round); {
+			}
+			_, _, _ = c.Close(), peer.Close(), l.Close()
+		}
+	}()
+	select {
+	case <-over:
+	case <-time.After(20 * time.Second):
+		t.Fatal("who delivers waits for one client")
+	}
 }
