@@ -3,6 +3,7 @@ package hub
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,6 +23,7 @@ type group struct {
 	txns     []txn
 	records  []feed.Record  // of them: memory for more
 	changes  []*feed.Change // of them, once they are encoded
+	encoding sync.WaitGroup // they are being
 	rows     overlay[rowKey, rowState]
 	ids      overlay[tenantID, seenID]
 	added    map[string]int // ids, by tenant
@@ -279,24 +281,13 @@ func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
 	}
 }
 
-// encode makes the changes of the group; they are there once made is closed. It makes those of a large group on its way
-// to the disk, which is when the processors have nothing else to do: who wrote waits for it.
-func (g *group) encode() (made <-chan struct{}) {
-	done := make(chan struct{})
-	all := func() {
-		defer close(done)
-		for i := range g.txns {
-			x, from := &g.txns[i], len(g.changes)
-			g.changes = g.s.appendChanges(g.changes, &x.Transaction, x.first, g.at)
-			x.changes = g.changes[from:len(g.changes):len(g.changes)]
-		}
+// encode makes the changes of the group.
+func (g *group) encode() {
+	for i := range g.txns {
+		x, from := &g.txns[i], len(g.changes)
+		g.changes = g.s.appendChanges(g.changes, &x.Transaction, x.first, g.at)
+		x.changes = g.changes[from:len(g.changes):len(g.changes)]
 	}
-	if g.next-g.s.next < manyChanges {
-		all()
-	} else {
-		go all()
-	}
-	return done
 }
 
 // manyChanges are worth waking another processor for.

@@ -505,9 +505,13 @@ func (h *Hub) commit(g *group) (err error) {
 	var sum feed.Sum
 	h.buf, sum = feed.AppendGroup(h.buf[:0], &enc)
 	fault.Point("decided")
-	made := g.encode()
+	if g.next-s.next < manyChanges {
+		g.encode()
+	} else { // on its way to the disk, when the processors have nothing else to do: who wrote waits for it
+		g.encoding.Go(g.encode)
+	}
 	err = h.append(h.buf)
-	<-made
+	g.encoding.Wait()
 	if err != nil {
 		if now := time.Now(); now.Sub(h.told) > time.Second { // a disk that is full refuses every write
 			h.told = now
