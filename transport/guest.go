@@ -192,7 +192,8 @@ func (g *guest) readable(uint64) {
 	}
 }
 
-// again has it looked once more. A request and the peer's end, which may come together, are two looks. It needs mu.
+// again has it looked once more: at most for what there was no room for, for a request, and for the peer's end, which may
+// come together. It needs mu.
 func (g *guest) again() { g.more = min(g.more+1, 3) }
 
 // await waits for what comes next, for at most so long.

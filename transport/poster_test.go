@@ -514,15 +514,6 @@ func TestAWriterWhoLeavesRightAfterAskingIsLetGo(t *testing.T) {
 	}
 }
 
-// live is how much memory is in use.
-func live() int64 {
-	runtime.GC()
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 func TestALengthThatIsOnlyAnnouncedTakesNoMemory(t *testing.T) {
 	s := open(t, settings{})
 	const connections = 100

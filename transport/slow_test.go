@@ -119,6 +119,15 @@ func TestClientThatReadsSlowlyIsNotClosed(t *testing.T) {
 	}
 }
 
+// live is how much memory is in use, in bytes.
+func live() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
 // Neither does a client cost more for each change that it does not read.
 func TestClientsThatReadNothingCostABoundedBuffer(t *testing.T) {
 	s := open(t, settings{})
@@ -127,21 +136,14 @@ func TestClientsThatReadNothingCostABoundedBuffer(t *testing.T) {
 		s.request(transports[i%2], "c=todos")
 	}
 	s.sessions(60)
-	measure := func() uint64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := measure()
+	before := live()
 	written := 0
 	for range 10 {
 		s.fill("row", 20, 20_000)
 		written += 20 * 20_000
 	}
 	// The log in memory holds all of it, once.
-	if grown := int64(measure()) - int64(before) - int64(written); grown > 60*500_000 {
+	if grown := live() - before - int64(written); grown > 60*500_000 {
 		t.Errorf("60 clients that read nothing cost %d kB each of the %d kB that were written", grown/60_000, written/1000)
 	} else {
 		t.Logf("%d kB each of %d kB", grown/60_000, written/1000)

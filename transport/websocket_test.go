@@ -738,17 +738,16 @@ func (c *rawSocket) read() (op byte, payload string, err error) {
 
 func TestWhatComesWithAHandshakeIsNotLostToWhatComesNext(t *testing.T) {
 	s := open(t, settings{})
-	frame := func(id string) []byte {
-		text := `{"type":"unsubscribe","id":"` + id + `","collections":["x"]}`
-		return append([]byte{0x81, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...)
+	frame := func(id string) string {
+		return string(clientFrame(0x80|1, [4]byte{}, `{"type":"unsubscribe","id":"`+id+`","collections":["x"]}`))
 	}
 	for i := range 300 {
 		c := s.caller()
-		c.send("GET /v1/acme/feed?c=todos&heartbeat=30&transport=websocket HTTP/1.1\r\nHost: localhost\r\n" + strings.ReplaceAll(upgrade, "\n", "\r\n") + "\r\n" + string(frame("first")))
+		c.send("GET /v1/acme/feed?c=todos&heartbeat=30&transport=websocket HTTP/1.1\r\nHost: localhost\r\n" + strings.ReplaceAll(upgrade, "\n", "\r\n") + "\r\n" + frame("first"))
 		for end := time.Now().Add(time.Duration(50+i%200) * time.Microsecond); time.Now().Before(end); {
 			runtime.Gosched()
 		}
-		c.send(string(frame("second")))
+		c.send(frame("second"))
 		_ = c.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 		got := ""
 		for b := make([]byte, 4096); !strings.Contains(got, `"second"`); {
