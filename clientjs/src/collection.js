@@ -48,7 +48,8 @@ import { createRows } from './rows.js'
 /** @typedef {{ttl?: number, optimistic?: boolean}} How */
 
 /**
- * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place. close: nothing comes any more.
+ * What the client holds of a collection. take: what to tell its subscribers, if anything, once all rows are in place.
+ * close: nothing comes any more.
  * @typedef {{
  *   collection: Collection,
  *   rows: import('./rows.js').Rows,
@@ -86,7 +87,10 @@ export function createCollection(name, follow, write) {
   const one = async (op, change, { optimistic, ...more } = {}) =>
     (await write([{ collection: name, op, ...more, ...change }], { optimistic }))[0]
 
-  /** Those who wait for a sequence look whether it is here; and what tells them that it will not come. @type {Map<() => void, (cause: Error) => void>} */
+  /**
+   * Those who wait for a sequence look whether it is here; and what tells them that it will not come.
+   * @type {Map<() => void, (cause: Error) => void>}
+   */
   const waiting = new Map()
   let over = false
 
@@ -101,6 +105,7 @@ export function createCollection(name, follow, write) {
     close() {
       over = true
       for (const reject of waiting.values()) reject(closed())
+      waiting.clear()
     },
     collection: {
       name,
