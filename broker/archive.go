@@ -3,9 +3,11 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/broker/history"
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -49,7 +51,32 @@ func (l *Log) History(ctx context.Context, r feed.HistoryRange, fn func(feed.His
 	if l.history == nil {
 		return 0, feed.ErrNoHistory
 	}
+	if err := l.sound(ctx); err != nil {
+		return 0, fmt.Errorf("read the history: %w", err)
+	}
 	return l.history.History(ctx, archived{l}, r, fn)
+}
+
+// soundFor is how long it is believed that the log's files are as they were written: a
+// reader of the history may not cost more than what it reads.
+const soundFor = 10 * time.Second
+
+// sound is why the server may not read what a history lacks out of the log's files.
+func (l *Log) sound(ctx context.Context) error {
+	l.looking.Lock()
+	defer l.looking.Unlock()
+	if time.Since(l.looked) < soundFor {
+		return nil
+	}
+	state, err := l.state(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq); err != nil {
+		return err
+	}
+	l.looked = time.Now()
+	return nil
 }
 
 // Archive adds to the history in dir what is left of a log, up to a position: before

@@ -271,13 +271,13 @@ func TestLostGroupsAreDamage(t *testing.T) {
 			remove(t, filepath.Join(dir, logDir, "msgs/index.db"))
 		}},
 		"more than the checkpoint stands for": {"the newest checkpoint is at 5", func(dir string) {
-			forgetMark(t, dir)
 			l := open(t, dir)
 			c, err := restore(l)
 			if err != nil {
 				t.Fatal(err)
 			}
 			closeLog(t, l)
+			forgetMark(t, dir)
 			blk := filepath.Join(dir, logDir, "msgs/1.blk")
 			b := read(t, blk)
 			per := (len(b) - int(broker.GenesisRecord)) / int(c.pos) // roughly: groups are of nearly one size

@@ -29,7 +29,7 @@ type Remains struct {
 	Parts   int           // that it has
 	Damages []*feed.Damage
 
-	locked *os.File
+	locked *locks
 	from   uint64 // the sequence of the checkpoint's first part
 	begins uint64 // the sequence of the first message of the log that is not removed
 	marked mark

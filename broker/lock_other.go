@@ -5,11 +5,10 @@ package broker
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 )
 
 // lock refuses: without flock, two processes could write one store.
-func lock(dir string) (*os.File, error) {
+func lock(dir string) (*locks, error) {
 	return nil, fmt.Errorf("lock the store in %s on %s: %w", dir, runtime.GOOS, errors.ErrUnsupported)
 }

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ type Log struct {
 	opts    Options
 	epoch   feed.Epoch
 	logger  *slog.Logger
-	locked  *os.File
+	locked  *locks
 	marker  marker
 	opened  bool // Open has succeeded
 	high    *highWater
@@ -109,6 +110,8 @@ type Log struct {
 	newMark    mark                     // owned by Rewrite and the Append that it has called: that store's mark
 	mending    sync.Mutex               // held by what stops the server and starts another
 	forgetting sync.Mutex               // held by whoever opens a history that is not kept on
+	looking    sync.Mutex               // held by what looks at the files for readers of the history, and what removes some
+	looked     time.Time                // guarded by looking; when the files were last found as they were written
 	closing    sync.Once
 	calls      sync.WaitGroup // the calls under way; added to under mu, while not closed
 	watching   sync.WaitGroup // what runs while the log is open
@@ -177,6 +180,10 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 			l.release()
 			return nil, err
 		}
+		// Now, and not only when something is added: less of it may be what makes room for that.
+		if err := l.history.Retain(); err != nil {
+			l.logger.Error("drop old history; it is tried again", "err", err)
+		}
 	}
 	l.opened = true
 	l.start()
@@ -209,6 +216,9 @@ func (l *Log) open(ctx context.Context) error {
 	if err := removeForgotten(dir); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(filepath.Join(dir, newName)); err != nil { // it was to replace this one, and does not
+		return err
+	}
 	if m.Relaxed {
 		return ErrUnclean
 	}
@@ -239,6 +249,15 @@ func (l *Log) begin(ctx context.Context) error {
 	if err := syncTree(filepath.Join(dir, natsName)); err != nil {
 		return err
 	}
+	// From here on it is as good as acknowledged: whoever reads it takes it for that.
+	if last.pos > l.high.now().pos {
+		if err := l.high.advance(last); err != nil {
+			return err
+		}
+		if err := l.high.sync(); err != nil {
+			return err
+		}
+	}
 	if err := forgetIndex(dir); err != nil {
 		return err
 	}
@@ -247,7 +266,7 @@ func (l *Log) begin(ctx context.Context) error {
 		return err
 	}
 	l.nats.Store(server)
-	return l.check(ctx, last)
+	return l.check(ctx, sequence(last.pos))
 }
 
 // create makes a new log; the marker, written last, makes it one.
@@ -255,6 +274,9 @@ func (l *Log) create(ctx context.Context) error {
 	dir := l.opts.Dir
 	if err := removeUnfinished(dir); err != nil {
 		return err
+	}
+	if fresh := filepath.Join(dir, newName); hasLog(fresh) {
+		return fmt.Errorf("a restore was cut short, and %s is what it left: restore again, or remove it to begin with nothing", fresh)
 	}
 	m := marker{Format: format, Epoch: feed.NewEpoch(), Created: time.Now().UTC().Truncate(time.Second), Relaxed: l.opts.Relaxed}
 	l.marker, l.epoch = m, m.Epoch
@@ -367,6 +389,9 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 		return 0, doing(n.certainly(err))
 	}
 	if err := n.put(ctx, sequence(after), group); err != nil {
+		if errors.Is(err, feed.ErrFenced) && !l.anew.Load() {
+			l.markIfThere(ctx, after+1, group)
+		}
 		if errors.Is(err, feed.ErrUnknown) && n.failing() && !l.anew.Load() {
 			err = l.settle(ctx, n, err)
 		}
@@ -389,6 +414,18 @@ func (l *Log) Append(ctx context.Context, after feed.Position, group []byte) (fe
 	return after + 1, nil
 }
 
+// markIfThere raises the mark to a group that is in the log already: an Append whose
+// outcome was unknown has written it, and who finds it there takes it for acknowledged.
+func (l *Log) markIfThere(ctx context.Context, at feed.Position, group []byte) {
+	b, err := l.get(ctx, logStream, sequence(at))
+	if err != nil || !bytes.Equal(b, group) {
+		return
+	}
+	if err := l.high.advance(markOf(at, group)); err != nil {
+		l.markBroken(err)
+	}
+}
+
 // Trim forgets the groups before the position given; see feed.Log. It leaves those
 // that a Read under way may yet want to the next Trim.
 func (l *Log) Trim(ctx context.Context, before feed.Position) error {
@@ -404,14 +441,7 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 		return fmt.Errorf("trim the log before position %d: the newest checkpoint is at %d", before, c.at)
 	}
 	if l.history != nil {
-		state, err := l.state(ctx)
-		if err == nil {
-			err = l.room(int64(state.Bytes))
-		}
-		if err == nil {
-			err = l.history.Archive(ctx, archived{l}, before)
-		}
-		if err != nil {
+		if err := l.archive(ctx, before); err != nil {
 			return fmt.Errorf("trim the log: %w", err)
 		}
 	}
@@ -432,6 +462,8 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if before <= max(1, position(state.FirstSeq)) {
 		return nil // there is nothing before it; the genesis message goes with group 1
 	}
+	l.looking.Lock()
+	defer l.looking.Unlock()
 	starts, err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq)
 	if err != nil {
 		return fmt.Errorf("trim the log: %w", err)
@@ -453,6 +485,22 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 		return &feed.Damage{At: before, What: fmt.Sprintf("after trimming before it, the log holds %d to %d", position(trimmed.FirstSeq), position(trimmed.LastSeq))}
 	}
 	return nil
+}
+
+// archive gives the history what is before a position. It is read by the server, so not where
+// a file is harmed.
+func (l *Log) archive(ctx context.Context, before feed.Position) error {
+	state, err := l.state(ctx)
+	if err != nil {
+		return err
+	}
+	if err := l.room(int64(state.Bytes)); err != nil {
+		return err
+	}
+	if _, err := l.untouched(ctx, l.nats.Load(), logStream, logSubject, state.LastSeq); err != nil {
+		return err
+	}
+	return l.history.Archive(ctx, archived{l}, before)
 }
 
 // Close ends what is under way, waits for it, and stops the server. An Append that it

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,19 @@ const (
 // ErrInUse is returned by Open for a directory that another Log, mostly of another
 // process, holds open.
 var ErrInUse = errors.New("the store is in use: one process at a time may open it")
+
+// locks are the files by which a store is locked.
+type locks []*os.File
+
+// Close unlocks it. A second Close does nothing.
+func (l *locks) Close() error {
+	var errs []error
+	for _, f := range *l {
+		errs = append(errs, f.Close())
+	}
+	*l = nil
+	return errors.Join(errs...)
+}
 
 // marker says that a store was made, and which log it is. It is written last: where
 // it is missing, Open has never returned.
@@ -64,7 +78,9 @@ func readMarker(dir string) (m marker, found bool, err error) {
 	if head.Format > format {
 		return marker{}, false, fmt.Errorf("the store in %s has format %d, and this version reads up to %d: use a newer one", dir, head.Format, format)
 	}
-	if err := json.Unmarshal(b, &m); err != nil || m.Format < 1 || !m.Epoch.Valid() {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields() // a word that is harmed would be passed over, and "relaxed" with it
+	if err := d.Decode(&m); err != nil || m.Format < 1 || !m.Epoch.Valid() {
 		return marker{}, false, &feed.Damage{What: fmt.Sprintf("the marker %s names no format and epoch: %q", path, b)}
 	}
 	return m, true, nil

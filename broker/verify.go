@@ -81,16 +81,16 @@ type harm struct {
 var errEnough = errors.New("enough")
 
 // verifyFiles checks all files of both streams, and that what they hold fits together and
-// to the mark, and returns the sequence of the log's last message. What is harmed or missing is
+// to the mark, and returns the mark of the log's last group. What is harmed or missing is
 // *feed.Damage. A record at the very end that was cut short as it was written, and so was
 // never acknowledged, is not: the server drops it.
-func verifyFiles(ctx context.Context, dir string, epoch feed.Epoch, acked mark) (last uint64, err error) {
+func verifyFiles(ctx context.Context, dir string, epoch feed.Epoch, acked mark) (last mark, err error) {
 	for _, stream := range []string{logStream, checkpointStream} {
 		if what, err := verifyMeta(dir, stream); what != "" || err != nil {
 			if err == nil {
 				err = &feed.Damage{What: what}
 			}
-			return 0, err
+			return mark{}, err
 		}
 	}
 	log := &verifier{stream: logStream, subject: logSubject}
@@ -101,22 +101,25 @@ func verifyFiles(ctx context.Context, dir string, epoch feed.Epoch, acked mark) 
 		if seq == sequence(acked.pos) && seq > 1 && !acked.only && markOf(acked.pos, data) != acked {
 			return &feed.Damage{At: acked.pos, What: "it is not the group that was acknowledged here"}
 		}
+		if p := position(seq); p >= acked.pos {
+			last = markOf(p, data)
+		}
 		return nil
 	}
 	if err := log.run(ctx, dir); err != nil {
-		return 0, err
+		return mark{}, err
 	}
 	if log.last == 0 {
-		return 0, &feed.Damage{What: "the log is empty: not even its genesis message is there"}
+		return mark{}, &feed.Damage{What: "the log is empty: not even its genesis message is there"}
 	}
 	if position(log.last) < acked.pos {
-		return 0, &feed.Damage{At: position(log.last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", acked.pos)}
+		return mark{}, &feed.Damage{At: position(log.last + 1), What: fmt.Sprintf("the log ends before it, and groups up to %d were acknowledged", acked.pos)}
 	}
 	c, found, err := verifyCheckpoint(ctx, dir, epoch)
 	if err != nil {
-		return 0, err
+		return mark{}, err
 	}
-	return log.last, fits(log.first(), log.last, c, found)
+	return last, fits(log.first(), log.last, c, found)
 }
 
 // fits compares where the log begins and ends with the newest checkpoint.

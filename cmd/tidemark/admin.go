@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -54,6 +56,10 @@ func administration(c *Config, s settled, m *metrics) http.Handler {
 		header, err := m.hub.Backup(r.Context(), w)
 		if err != nil {
 			c.Logger.Warn("a backup was not finished", "err", err)
+			if header.Epoch == "" { // it was not begun
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
 			panic(http.ErrAbortHandler) // what was sent is cut off, and so no whole backup
 		}
 		c.Logger.Info("a backup was made", "seq", header.Seq, "rows", header.Rows, "took", time.Since(began).Round(time.Millisecond))
@@ -200,8 +206,9 @@ func adminGet(ctx context.Context, dir, path string) (*http.Response, error) {
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
 		res.Body.Close()
-		return nil, fmt.Errorf("the server answers %s", res.Status)
+		return nil, fmt.Errorf("the server answers %s: %s", res.Status, bytes.TrimSpace(why))
 	}
 	return res, nil
 }

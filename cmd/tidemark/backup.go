@@ -80,21 +80,28 @@ func (b *BackupCmd) write(ctx context.Context, out io.Writer, p *meter) (hub.Bac
 	if !errors.Is(err, errNoServer) {
 		return hub.BackupHeader{}, err
 	}
-	log, h, oerr := tryOpen(ctx, broker.Options{Dir: b.Data, Scrub: -1}, hub.Options{Memory: 1 << 62})
-	if oerr != nil {
-		if errors.Is(oerr, broker.ErrInUse) {
-			return hub.BackupHeader{}, err
+	s, serr := survey(ctx, b.Data, false)
+	if serr != nil {
+		if errors.Is(serr, broker.ErrInUse) {
+			return hub.BackupHeader{}, fmt.Errorf("%w, and it does not answer: where it starts or stops, try again in a moment", serr)
 		}
-		return hub.BackupHeader{}, oerr
+		return hub.BackupHeader{}, serr
+	}
+	defer s.remains.Close()
+	if s.remains.Relaxed {
+		return hub.BackupHeader{}, fmt.Errorf("%w: start the server once", broker.ErrUnclean)
+	}
+	if !s.whole() {
+		return hub.BackupHeader{}, fmt.Errorf("%w: \"tidemark verify --data %s\" tells what is wrong", errDamaged, b.Data)
 	}
 	pipe, in := io.Pipe()
 	go func() {
-		_, err := h.Backup(ctx, in)
+		_, err := s.rebuilt.Backup(ctx, in, time.Now())
 		in.CloseWithError(err)
 	}()
 	header, err := hub.CheckBackup(io.TeeReader(p.reader(pipe), out), p.began, nil)
 	pipe.CloseWithError(errors.New("nobody reads any more"))
-	return header, errors.Join(err, h.Drain(ctx), log.Close())
+	return header, err
 }
 
 // RestoreCmd makes a store of a backup.

@@ -166,3 +166,60 @@ func waitFor(t testing.TB, p *process, text string) {
 		}
 	}
 }
+
+// A supervisor that stops a server which still reads its log must not take that for a crash.
+func TestAServerThatIsStoppedWhileItStartsHasNotFailed(t *testing.T) {
+	addr, data := freePort(t), t.TempDir()
+	server := serve(t, addr, data, "--log-level", "warn")
+	text := strings.Repeat("x", 9000)
+	for n := range 20 {
+		changes := make([]map[string]any, 100)
+		for i := range changes {
+			changes[i] = map[string]any{"collection": "todos", "op": "put", "key": string(rune('a' + i%26)), "value": map[string]any{"n": n, "text": text}}
+		}
+		if _, err := post(t.Context(), "http://"+addr, changes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server.stop(t)
+	server = start(t, "serve", "--data", data, "--listen", addr, "--admin-listen", "off")
+	for began := time.Now(); ; {
+		res, err := http.Get("http://" + addr + "/healthz")
+		if err == nil {
+			res.Body.Close()
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatal(err)
+		}
+	}
+	if code := server.stop(t); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, server.out)
+	}
+}
+
+// Who closes the terminal must not have killed the server in the middle of its work.
+func TestAServerWhoseTerminalIsGoneStopsAsAtAnyOtherTime(t *testing.T) {
+	server := serve(t, freePort(t), t.TempDir(), "--log-level", "warn")
+	if err := server.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-server.exited:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it is still there")
+	}
+	if code := server.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, server.out)
+	}
+}
+
+// Who writes 0 means none, or means no limit, and must not get a default without a word.
+func TestALimitOf0IsRefused(t *testing.T) {
+	for _, flag := range []string{"memory", "tenant-size", "max-connections", "max-connections-per-address", "max-feeds-per-address", "feed-rate", "feed-rate-per-address"} {
+		code, out := tidemark(t, "serve", "--data", t.TempDir(), "--"+flag+"=0")
+		if code == 0 || !strings.Contains(out, "--"+flag+" must be above 0") {
+			t.Errorf("--%s=0: exit code %d:\n%s", flag, code, out)
+		}
+	}
+}

@@ -194,6 +194,10 @@ func run(ctx context.Context, c Config) (err error) {
 		Memory: c.Memory, Log: c.Log, Tombstones: c.Tombstones, IDs: c.IDs, IDCount: c.IDsMost, Gather: c.Gather, Sessions: c.Strangers.MaxConnections,
 		Limits: c.Limits, TenantLimits: c.TenantLimits, Tenants: c.Tenants, Clock: bootClock(), Logger: c.Logger,
 	})
+	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		c.Logger.Info("stopped before it served")
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("open the log in %s: %w", c.Data, err)
 	}

@@ -15,22 +15,22 @@ import (
 
 // ServerFlags are those of dev and serve alike.
 type ServerFlags struct {
-	Memory         units.Base2Bytes `placeholder:"SIZE" help:"How much rows, tombstones and remembered ids may hold; writes beyond it are refused. Default: half of what the process may use."`
-	LogSize        units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"How much log is kept at least before a checkpoint replaces it. Default: ${default}."`
-	MaxBody        units.Base2Bytes `default:"1MiB" placeholder:"SIZE" help:"The most that one request may send. Default: ${default}."`
-	Tombstones     time.Duration    `default:"168h" placeholder:"TIME" help:"How long a remove is remembered; who was away longer gets every row anew. Default: ${default}."`
-	IDs            time.Duration    `name:"ids" default:"1h" placeholder:"TIME" help:"How long the id of a change is remembered: for so long a write may be sent again. Default: ${default}."`
-	IDsMost        int              `name:"ids-most" default:"1000000" placeholder:"N" help:"How many ids of one tenant are remembered at most, should they come faster. Default: ${default}."`
-	Durability     string           `default:"durable" enum:"durable,relaxed" placeholder:"HOW" help:"durable: what is acknowledged was made durable first. relaxed: it is about a second later; a crash may take the last back, and then every client starts anew. Default: ${default}."`
-	Gather         time.Duration    `default:"4ms" placeholder:"TIME" help:"How long changes that come one by one, but fast, wait for each other, to be made durable together; 100ms at most. 0s: never, at more CPU for each. Default: ${default}."`
-	IOUring        bool             `name:"io-uring" default:"true" negatable:"" help:"Write to many followers in one system call, by io_uring, where the kernel lets us. Default: yes; --no-io-uring: each by itself."`
-	DiskReserve    units.Base2Bytes `default:"64MiB" placeholder:"SIZE" help:"Free space on the disk below which writes are refused. Default: ${default}."`
-	Scrub          time.Duration    `default:"6h" placeholder:"TIME" help:"How often all files are checked while the server runs. Default: ${default}."`
-	AcceptDataLoss bool             `help:"If the data directory is damaged, go on with what can be read, under a new epoch. What is damaged is kept in DIR/aside."`
-	History        History          `default:"off" placeholder:"HOW" help:"How long every change is kept for GET /v1/{tenant}/history: off, forever, a time (720h, 90d), a size on disk (10GiB), or both (90d,10GiB: whichever is less). Default: ${default}."`
-	PollCache      string           `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
-	TLSCert        string           `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
-	TLSKey         string           `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
+	Memory         *units.Base2Bytes `placeholder:"SIZE" help:"How much rows, tombstones and remembered ids may hold; writes beyond it are refused. Default: half of what the process may use."`
+	LogSize        units.Base2Bytes  `default:"64MiB" placeholder:"SIZE" help:"How much log is kept at least before a checkpoint replaces it. Default: ${default}."`
+	MaxBody        units.Base2Bytes  `default:"1MiB" placeholder:"SIZE" help:"The most that one request may send. Default: ${default}."`
+	Tombstones     time.Duration     `default:"168h" placeholder:"TIME" help:"How long a remove is remembered; who was away longer gets every row anew. Default: ${default}."`
+	IDs            time.Duration     `name:"ids" default:"1h" placeholder:"TIME" help:"How long the id of a change is remembered: for so long a write may be sent again. Default: ${default}."`
+	IDsMost        int               `name:"ids-most" default:"1000000" placeholder:"N" help:"How many ids of one tenant are remembered at most, should they come faster. Default: ${default}."`
+	Durability     string            `default:"durable" enum:"durable,relaxed" placeholder:"HOW" help:"durable: what is acknowledged was made durable first. relaxed: it is about a second later; a crash may take the last back, and then every client starts anew. Default: ${default}."`
+	Gather         time.Duration     `default:"4ms" placeholder:"TIME" help:"How long changes that come one by one, but fast, wait for each other, to be made durable together; 100ms at most. 0s: never, at more CPU for each. Default: ${default}."`
+	IOUring        bool              `name:"io-uring" default:"true" negatable:"" help:"Write to many followers in one system call, by io_uring, where the kernel lets us. Default: yes; --no-io-uring: each by itself."`
+	DiskReserve    units.Base2Bytes  `default:"64MiB" placeholder:"SIZE" help:"Free space on the disk below which writes are refused. Default: ${default}."`
+	Scrub          time.Duration     `default:"6h" placeholder:"TIME" help:"How often all files are checked while the server runs. Default: ${default}."`
+	AcceptDataLoss bool              `help:"If the data directory is damaged, go on with what can be read, under a new epoch. What is damaged is kept in DIR/aside."`
+	History        History           `default:"off" placeholder:"HOW" help:"How long every change is kept for GET /v1/{tenant}/history: off, forever, a time (720h, 90d), a size on disk (10GiB), or both (90d,10GiB: whichever is less). Default: ${default}."`
+	PollCache      string            `default:"private, max-age=60" placeholder:"VALUE" help:"Cache-Control of long-poll answers that may be cached. Default: ${default}."`
+	TLSCert        string            `type:"existingfile" placeholder:"FILE" help:"Serve TLS and HTTP/2 with this certificate (PEM)."`
+	TLSKey         string            `type:"existingfile" placeholder:"FILE" help:"The certificate's key (PEM)."`
 	Strangers      `embed:""`
 	Tenants        `embed:""`
 	AdminListen    string     `placeholder:"ADDR" help:"Where administration is served, which asks nobody who they are: metrics, status, profiles, revocations. off: only at the socket in the data directory. Default: 127.0.0.1:7334, if it is free."`
@@ -46,7 +46,7 @@ func (f *ServerFlags) Validate() error {
 			return fmt.Errorf("--%s must be above 0", name)
 		}
 	}
-	if f.Memory < 0 {
+	if f.Memory != nil && *f.Memory <= 0 {
 		return fmt.Errorf("--memory must be above 0")
 	}
 	if f.Gather < 0 || f.Gather > hub.MaxGather {
@@ -61,7 +61,7 @@ func (f *ServerFlags) config(listen, data string, std stdio) Config {
 		Tenants: f.Only, Limits: f.Tenants.limits(), TenantLimits: own,
 		Listen: listen, Data: data, TLSCert: f.TLSCert, TLSKey: f.TLSKey,
 		Admin: f.AdminListen, InsecureAdmin: f.InsecureAdmin, Strangers: f.Strangers,
-		Memory: int64(f.Memory), Log: int64(f.LogSize), Body: int64(f.MaxBody),
+		Memory: int64(valueOf(f.Memory)), Log: int64(f.LogSize), Body: int64(f.MaxBody),
 		Tombstones: f.Tombstones, IDs: f.IDs, IDsMost: f.IDsMost, Gather: max(f.Gather, 1), PollCache: f.PollCache, OneByOne: !f.IOUring,
 		Relaxed: f.Durability == "relaxed", Reserve: int64(f.DiskReserve), Scrub: f.Scrub, AcceptLoss: f.AcceptDataLoss,
 		History: f.History.options,

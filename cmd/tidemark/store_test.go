@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/transport/follow"
 )
 
@@ -532,5 +533,68 @@ func TestStoreOfANewerReleaseIsRefused(t *testing.T) {
 	}
 	if after := listing(t, data); after != before {
 		t.Errorf("files were changed:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// A backup of a stopped server is a copy: neither ids that the server still remembers, nor
+// rows that are due, nor log that its history has not taken yet may go by it.
+func TestABackupOfAStoppedServerTakesNothingFromIt(t *testing.T) {
+	data, rows := stored(t, true)
+	before := contents(t, data)
+	file := filepath.Join(t.TempDir(), "b")
+	if code, out := tidemark(t, "backup", "--data", data, file); code != 0 || !strings.Contains(out, fmt.Sprintf("%d rows", len(rows))) {
+		t.Fatalf("exit code %d:\n%s", code, out)
+	}
+	if after := contents(t, data); after != before {
+		t.Errorf("the directory was\n%s\nand is\n%s", before, after)
+	}
+}
+
+// contents are all files, with when they were written.
+func contents(t testing.TB, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString(listing(t, dir))
+	for _, stream := range []string{"LOG", "CHECKPOINT"} {
+		for _, file := range append(blocks(t, dir, stream), filepath.Join(dir, "tidemark.json")) {
+			info, err := os.Stat(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(&b, file, info.ModTime())
+		}
+	}
+	return b.String()
+}
+
+// Whoever holds a row's sequence from after a first restore must not find it on another
+// change after a second one of the same backup: "if" would let it overwrite what it never saw.
+func TestABackupThatIsRestoredTwiceGivesNoSequenceToTwoChanges(t *testing.T) {
+	data, _ := stored(t, false)
+	file := filepath.Join(t.TempDir(), "b")
+	if code, out := tidemark(t, "backup", "--data", data, file); code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, out)
+	}
+	var last feed.Seq
+	for range 2 {
+		addr, to := freePort(t), filepath.Join(t.TempDir(), "data")
+		if code, out := tidemark(t, "restore", "--data", to, file); code != 0 {
+			t.Fatalf("exit code %d:\n%s", code, out)
+		}
+		server := serve(t, addr, to, "--log-level", "warn")
+		if _, err := post(t.Context(), "http://"+addr, []map[string]any{{"collection": "accounts", "op": "put", "key": "x", "value": map[string]any{}}}); err != nil {
+			t.Fatal(err)
+		}
+		rows := snapshot(t, "http://"+addr, "accounts")
+		for row := range rows.All("accounts") {
+			if seq := feed.Seq(row.Seq); seq <= last {
+				t.Errorf("the row is at %d, and one of before was at %d", seq, last)
+			} else {
+				last = seq
+			}
+		}
+		if code := server.stop(t); code != 0 {
+			t.Fatalf("exit code %d:\n%s", code, server.out)
+		}
 	}
 }

@@ -14,14 +14,14 @@ import (
 type Tenants struct {
 	Only []string `name:"tenants" placeholder:"NAME" group:"Tenants" help:"All tenants that there are; may be repeated. Default: a tenant comes to be when somebody uses it."`
 
-	TenantSessions      int              `default:"50000" placeholder:"N" group:"Tenants" help:"Feeds of a tenant that are open at a time. Default: ${default}."`
-	TenantSubscriptions int              `default:"500000" placeholder:"N" group:"Tenants" help:"Collections that they follow, together. Default: ${default}."`
-	TenantWrites        int              `default:"100000" placeholder:"N" group:"Tenants" help:"Changes a second of a tenant, with twice as many at once. Default: ${default}."`
-	TenantBytes         units.Base2Bytes `default:"64MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of changes a second of a tenant, with twice as many at once. Default: ${default}."`
-	TenantRows          int64            `default:"10000000" placeholder:"N" group:"Tenants" help:"Rows of a tenant. Default: ${default}."`
-	TenantSize          units.Base2Bytes `placeholder:"SIZE" group:"Tenants" help:"What the rows, tombstones and remembered ids of a tenant may hold of memory. Default: as --memory."`
-	TenantRowSize       units.Base2Bytes `default:"1MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of one row's value. Default, and most: ${default}."`
-	TenantLimit         []string         `sep:"none" placeholder:"NAME:LIMIT=N,…" group:"Tenants" help:"Limits of one tenant's own, like acme:writes=100,rows=50000,size=1GiB; may be repeated. The names are those of the flags above."`
+	TenantSessions      int               `default:"50000" placeholder:"N" group:"Tenants" help:"Feeds of a tenant that are open at a time. Default: ${default}."`
+	TenantSubscriptions int               `default:"500000" placeholder:"N" group:"Tenants" help:"Collections that they follow, together. Default: ${default}."`
+	TenantWrites        int               `default:"100000" placeholder:"N" group:"Tenants" help:"Changes a second of a tenant, with twice as many at once. Default: ${default}."`
+	TenantBytes         units.Base2Bytes  `default:"64MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of changes a second of a tenant, with twice as many at once. Default: ${default}."`
+	TenantRows          int64             `default:"10000000" placeholder:"N" group:"Tenants" help:"Rows of a tenant. Default: ${default}."`
+	TenantSize          *units.Base2Bytes `placeholder:"SIZE" group:"Tenants" help:"What the rows, tombstones and remembered ids of a tenant may hold of memory. Default: as --memory."`
+	TenantRowSize       units.Base2Bytes  `default:"1MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of one row's value. Default, and most: ${default}."`
+	TenantLimit         []string          `sep:"none" placeholder:"NAME:LIMIT=N,…" group:"Tenants" help:"Limits of one tenant's own, like acme:writes=100,rows=50000,size=1GiB; may be repeated. The names are those of the flags above."`
 }
 
 // Validate is called by kong: a limit of 0 never means that there is none.
@@ -32,7 +32,7 @@ func (t *Tenants) Validate() error {
 			return fmt.Errorf("--%s must be above 0", name)
 		}
 	}
-	if t.TenantSize < 0 {
+	if t.TenantSize != nil && *t.TenantSize <= 0 {
 		return fmt.Errorf("--tenant-size must be above 0")
 	}
 	if t.TenantRowSize > hub.MaxValue {
@@ -49,7 +49,7 @@ func (t *Tenants) Validate() error {
 
 func (t *Tenants) limits() hub.Limits {
 	return hub.Limits{Sessions: t.TenantSessions, Subscriptions: t.TenantSubscriptions, Writes: t.TenantWrites, Bytes: int64(t.TenantBytes),
-		Rows: t.TenantRows, Size: int64(t.TenantSize), RowBytes: int(t.TenantRowSize)}
+		Rows: t.TenantRows, Size: int64(valueOf(t.TenantSize)), RowBytes: int(t.TenantRowSize)}
 }
 
 // own reads the limits of single tenants.

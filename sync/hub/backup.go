@@ -32,11 +32,12 @@ type BackupHeader struct {
 }
 
 // Backup writes the state as it is now, while everything else goes on. The writer rests
-// only while the lists of rows are copied. An error of w is returned.
+// only while the lists of rows are copied. An error of w is returned. It can be made of a hub
+// that has failed, too: where the files are lost, what is in memory is all that there is.
 func (h *Hub) Backup(ctx context.Context, w io.Writer) (BackupHeader, error) {
 	var f *frozen
 	var header BackupHeader
-	err := h.inWriter(ctx, func() {
+	err := h.atRest(ctx, func() {
 		f = h.state.freeze()
 		header = BackupHeader{Epoch: h.state.epoch, Seq: h.state.next - 1, Rows: h.state.rows.Load(), Bytes: h.state.bytes.Load(),
 			Created: h.opts.Clock.Wall().UTC().Truncate(time.Second)}
@@ -44,11 +45,23 @@ func (h *Hub) Backup(ctx context.Context, w io.Writer) (BackupHeader, error) {
 	if err != nil {
 		return header, fmt.Errorf("back up: %w", err)
 	}
+	return header, f.backup(ctx, w, header)
+}
+
+// Backup writes what was rebuilt, which must be whole, as Hub.Backup writes a state: nothing
+// of what it was rebuilt from changes by it.
+func (r *Rebuilt) Backup(ctx context.Context, w io.Writer, created time.Time) (BackupHeader, error) {
+	header := BackupHeader{Epoch: r.state.epoch, Seq: r.Seq, Rows: r.Rows, Bytes: r.state.bytes.Load(), Created: created.UTC().Truncate(time.Second)}
+	return header, r.state.freeze().backup(ctx, w, header)
+}
+
+// backup writes a state as a backup.
+func (f *frozen) backup(ctx context.Context, w io.Writer, header BackupHeader) error {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
 	line, err := json.Marshal(header)
 	if err != nil {
-		return header, fmt.Errorf("back up: %w", err)
+		return fmt.Errorf("back up: %w", err)
 	}
 	fmt.Fprintf(out, "%s%s\n", backupMagic, line) // out keeps the first error, for Flush
 	for part, err := range f.parts() {
@@ -62,17 +75,17 @@ func (h *Hub) Backup(ctx context.Context, w io.Writer) (BackupHeader, error) {
 			_, err = out.Write(part)
 		}
 		if err != nil {
-			return header, fmt.Errorf("back up: %w", err)
+			return fmt.Errorf("back up: %w", err)
 		}
 	}
 	out.Write(make([]byte, 4))
 	if err := out.Flush(); err != nil {
-		return header, fmt.Errorf("back up: %w", err)
+		return fmt.Errorf("back up: %w", err)
 	}
 	if _, err := w.Write(sum.Sum(nil)); err != nil {
-		return header, fmt.Errorf("back up: %w", err)
+		return fmt.Errorf("back up: %w", err)
 	}
-	return header, nil
+	return nil
 }
 
 // ErrBackup is matched by errors of bytes that are no whole backup.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -91,6 +92,11 @@ type RebuildOptions struct {
 // known: also what was lost had one, and a client that holds a row's sequence must not
 // find it on another change.
 const sequenceLeap = 1 << 32
+
+// sequencesOf is what a millisecond has of the sequences: a rebuilt log begins no earlier than
+// with those of now, so that two that are made of the same remains, one after the other, do not
+// give the same sequence to two changes. It lasts until 2109.
+const sequencesOf = 1 << 11
 
 // Rebuild folds what is left of a log. Everything that is missing is told by Losses; an
 // error says that it could not be read.
@@ -219,6 +225,9 @@ func (r *Rebuilt) Save(ctx context.Context, log feed.Log) error {
 		return errors.New("rebuild the log: its sequences are used up")
 	}
 	s.next += sequenceLeap
+	if now := feed.Seq(max(time.Now().UnixMilli(), 0)) * sequencesOf; now <= feed.MaxSeq-2*sequenceLeap {
+		s.next = max(s.next, now)
+	}
 	g := &feed.Group{Epoch: s.epoch, Position: 1, First: s.next, At: s.at, Times: s.times}
 	b, sum := feed.AppendGroup(nil, g)
 	if _, err := log.Append(ctx, 0, b); err != nil {

@@ -361,3 +361,26 @@ func TestRenewWritesAllThatIsInMemory(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Where the files are damaged beyond mending, the rows in memory are the only whole ones.
+func TestTheRowsOfAHubThatHasFailedCanStillBeSaved(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	write(t, h, put("todos", "1", `{}`))
+	if err := h.Fail(t.Context(), &feed.Damage{What: "its files are gone"}); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(h.Err(), hub.ErrFailed) {
+		t.Fatal(h.Err())
+	}
+	var b bytes.Buffer
+	if _, err := h.Backup(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	if _, header, err := hub.ReadBackup(&b, nil); err != nil || header.Rows != 1 {
+		t.Errorf("%d rows, %v", header.Rows, err)
+	}
+	h.Drain(context.Background())
+	if _, err := h.Backup(t.Context(), &b); !errors.Is(err, hub.ErrFailed) {
+		t.Errorf("of one that is stopped: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
@@ -17,6 +18,13 @@ const (
 	revokedAll     = "all"
 	revokedSubject = "sub/"
 	revokedID      = "jti/"
+
+	// revokedAt is a revocation's value: the wall clock then, in milliseconds.
+	revokedAt = `{"at":%d}`
+	// clockSlip is by how much the log's time, which never goes back, may be ahead of the wall
+	// clock and still count for when a credential was revoked: then the clock was set back. Where
+	// it is more, the clock was once wrong.
+	clockSlip = 24 * time.Hour
 )
 
 // MaxSubject is the most bytes that a Subject or ID of a Grant may have.
@@ -43,7 +51,7 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 	if err := h.administers(g, r.Tenant); err != nil {
 		return err
 	}
-	w := Write{Collection: revocations, Op: "put", Key: revokedAll, Value: []byte("{}")}
+	w := Write{Collection: revocations, Op: "put", Key: revokedAll, Value: fmt.Appendf(nil, revokedAt, wallOf(h.opts.Clock))}
 	switch {
 	case r.Subject != "" && r.ID != "":
 		return refuse(BadRequest, "name either a subject or a credential's id")
@@ -170,11 +178,23 @@ func (s *state) revoked(g *Grant, tenant string) bool {
 		return true
 	}
 	for _, key := range []string{revokedAll, revokedSubject + g.Subject} {
-		if c := v.row(key); c != nil && key != revokedSubject && g.Issued.UnixMilli() <= c.At() {
+		if c := v.row(key); c != nil && key != revokedSubject && g.Issued.UnixMilli() <= revokedSince(c) {
 			return true
 		}
 	}
 	return false
+}
+
+// revokedSince is when credentials must have been issued to be revoked: up to then.
+func revokedSince(c *feed.Change) int64 {
+	var wall int64
+	if _, err := fmt.Sscanf(c.Value(), revokedAt, &wall); err != nil {
+		return c.At() // of a version that wrote none
+	}
+	if c.At()-wall > clockSlip.Milliseconds() {
+		return wall
+	}
+	return c.At()
 }
 
 // countRows is how many rows a collection has.

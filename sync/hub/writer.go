@@ -354,6 +354,11 @@ func (h *Hub) inWriter(ctx context.Context, fn func()) error {
 	if err := h.Err(); err != nil {
 		return err
 	}
+	return h.atRest(ctx, fn)
+}
+
+// atRest is inWriter for what only looks: the state is as whole as ever where the hub has failed.
+func (h *Hub) atRest(ctx context.Context, fn func()) error {
 	ran := make(chan struct{})
 	select {
 	case h.door <- func() { fn(); close(ran) }:
