@@ -84,12 +84,7 @@ func (p *poster) ended() {}
 
 // work does what is to be done now, without waiting. Answers go out with others.
 func (p *poster) work(out *sends) {
-	defer func() { // a panic costs the connection, not the process
-		if v := recover(); v != nil {
-			p.server.opts.Logger.Error("panic in a write", "panic", v)
-			p.close()
-		}
-	}()
+	defer p.recover()
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		if p.answered {
 			return p.reply(b, out), nil
@@ -99,6 +94,14 @@ func (p *poster) work(out *sends) {
 		}
 		return b, nil
 	})
+}
+
+// recover makes a panic cost the connection, not the process.
+func (p *poster) recover() {
+	if v := recover(); v != nil {
+		p.server.opts.Logger.Error("panic in a write", "panic", v)
+		p.close()
+	}
 }
 
 // read reads what has come, and begins what it asks for. It tells whether there may be more.
@@ -215,6 +218,19 @@ func (p *poster) same(request []byte) (head, n int, same bool) {
 
 // begin begins what a body asks for.
 func (p *poster) begin(raw []byte) {
+	if len(p.call.grant.Filters) == 0 {
+		p.enter(raw)
+		return
+	}
+	own := slices.Clone(raw)
+	go func() { // they may take their time, and others wait for who serves this
+		defer p.recover()
+		p.enter(own)
+	}()
+}
+
+// enter puts it in line.
+func (p *poster) enter(raw []byte) {
 	p.strikes = max(0, p.strikes-1) // so that one who asks other things every few writes stays with net/http in the end
 	b, err := readBody(raw)
 	if err == nil {

@@ -56,7 +56,7 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, q url.Values, c ca
 		return err
 	}
 	open := feed.Open{
-		Epoch: c.hub.Epoch(), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
+		Epoch: c.hub.EpochOf(c.grant), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
 		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, c.client),
 	}
 	if !upgradable(r) {

@@ -369,7 +369,7 @@ func (s *Server) resumes(r *http.Request, q url.Values) bool {
 	if transport, err := choose(r, q); err != nil || transport != pollName {
 		return false
 	}
-	epoch := string(h.Epoch()) + "-"
+	epoch := string(h.Epoch()) // what follows is whose it is, see hub.EpochOf
 	if strings.HasPrefix(q.Get("cursor"), epoch) || strings.HasPrefix(r.Header.Get("Last-Event-ID"), epoch) || strings.HasPrefix(q.Get("last_event_id"), epoch) {
 		return true
 	}

@@ -207,7 +207,7 @@ func (v *visitor) repeat(request []byte) bool {
 	}
 	cursor := query[len(k.before):end]
 	// One of another epoch is no resumption, and counts against a limit.
-	epoch := string(v.call.hub.Epoch())
+	epoch := string(v.call.hub.EpochOf(v.call.grant))
 	if !bare(cursor) || !bytes.HasPrefix(cursor, []byte(epoch)) || len(cursor) == len(epoch) || cursor[len(epoch)] != '-' || v.server.opts.Gate.Watch.Admit(gate.Feed) != nil {
 		return false
 	}
@@ -252,7 +252,8 @@ func (v *visitor) admit(request []byte) bool {
 	if err != nil || f.transport != pollName || f.heartbeat != v.heartbeat {
 		return false
 	}
-	if v.server.letIn(v.first, q, &v.call) != nil {
+	epoch := v.call.hub.EpochOf(v.call.grant)
+	if v.server.letIn(v.first, q, &v.call) != nil || v.call.hub.EpochOf(v.call.grant) != epoch {
 		return false
 	}
 	v.call.papers = papers{}

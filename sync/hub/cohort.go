@@ -97,7 +97,7 @@ func (c *cohort) enter(s *Session, u *sub) bool {
 func (a *attendant) newCohort(key cohortKey, s *Session, u *sub) *cohort {
 	c := &cohort{attendant: a, key: key, at: u.pos, sent: s.sent, live: true}
 	c.s = &Session{
-		hub: s.hub, tenant: s.tenant, heartbeat: key.heartbeat, limit: batchItems,
+		epoch: s.epoch, hub: s.hub, tenant: s.tenant, heartbeat: key.heartbeat, limit: batchItems,
 		sent: s.sent, held: true, live: true, subs: []*sub{{view: u.view, pos: u.pos}},
 	}
 	c.s.place = place{attendant: a, parked: c, taken: true, stands: true}

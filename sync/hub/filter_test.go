@@ -6,9 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -426,5 +431,165 @@ func TestWhoComesLaterHearsNothingOfWhatWentOutOfSightBefore(t *testing.T) {
 		if text := strings.Join(got, ", "); text != want {
 			t.Errorf("got %s, want %s", text, want)
 		}
+	}
+}
+
+func TestNobodyLearnsOfARowOutOfSightByTheAnswerToAWrite(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	write(t, h, as("m1", put("salaries", "bob@example.com", `{}`)))
+	write(t, h, as("m2", put("todos", "1", `{"owner":"bob"}`)))
+	write(t, h, put("todos", "2", `{"owner":"bob"}`))
+	ann := of("ann")
+	ann.Read, ann.Write = []string{"todos"}, []string{"todos"}
+	do := func(w hub.Write) hub.Result {
+		r, err := h.Write(context.Background(), ann, hub.Request{Tenant: "acme", Client: "c", Writes: []hub.Write{w}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for _, id := range []string{"m1", "m2"} {
+		if o := do(as(id, insert("todos", "", `{"owner":"ann"}`))).Outcomes[0]; o.Status != hub.IDReused || o.Key != "" || o.Seq != 0 {
+			t.Errorf("an id that another row came under tells which: %+v", o)
+		}
+	}
+	none := do(remove("todos", "none"))
+	if r := do(remove("todos", "1")); r.Cursor != none.Cursor {
+		t.Errorf("the answer for a hidden row, %s, is not that for none, %s", r.Cursor, none.Cursor)
+	}
+	none = do(modify("todos", "none", `{}`))
+	if r := do(modify("todos", "1", `{}`)); r.Cursor != none.Cursor {
+		t.Errorf("the answer for a hidden row, %s, is not that for none, %s", r.Cursor, none.Cursor)
+	}
+}
+
+func TestWhoFollowsTwoCollectionsByOneFilterCostsLittleMore(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	const n = 500
+	before := heap()
+	for i := range n {
+		g := of(fmt.Sprint(i))
+		g.Filters[0].Pattern = "**"
+		s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}, {Collection: "lists"}}, hub.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+	}
+	if each := (heap() - before) / n; each > 4<<10 {
+		t.Errorf("each takes %d bytes", each)
+	}
+}
+
+// stuck is a filter that takes until it is released.
+type stuck struct {
+	owner
+	asked, release chan struct{}
+	once           *sync.Once
+}
+
+func (s stuck) Sees(value string) bool {
+	s.once.Do(func() { close(s.asked) })
+	<-s.release
+	return s.owner.Sees(value)
+}
+
+func TestNobodyElseWaitsToWriteWhileAFilterTakesItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		write(t, h, put("todos", "1", `{"owner":"bob"}`))
+		for name, w := range map[string]hub.Write{"a row that is there": modify("todos", "1", `{}`), "a new row": put("todos", "2", `{"owner":"ann"}`)} {
+			slow := stuck{"ann", make(chan struct{}), make(chan struct{}), new(sync.Once)}
+			g := of("ann")
+			g.Filters[0].Filter = slow
+			done := make(chan error, 1)
+			go func() {
+				_, err := h.Write(context.Background(), g, hub.Request{Tenant: "acme", Writes: []hub.Write{w}})
+				done <- err
+			}()
+			<-slow.asked
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			_, err := h.Write(ctx, hub.Everything, hub.Request{Tenant: "globex", Writes: []hub.Write{put("todos", "1", `{}`)}})
+			if cancel(); err != nil {
+				t.Errorf("%s: another tenant's write: %v", name, err)
+			}
+			close(slow.release)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// late is a filter that takes 2 ms of a processor.
+type late struct {
+	owner
+	asked *atomic.Int64
+	first chan struct{}
+}
+
+func (l late) Sees(value string) bool {
+	if l.asked.Add(1) == 1 {
+		close(l.first)
+	}
+	for began := time.Now(); time.Since(began) < 2*time.Millisecond; {
+	}
+	return l.owner.Sees(value)
+}
+
+func TestWhoWritesDoesNotWaitUntilAllRowsAreGoneOverBySlowFilters(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	var all []hub.Write
+	const most = 300
+	for i := range most {
+		all = append(all, put("todos", fmt.Sprint(i), `{"owner":"bob"}`))
+	}
+	if _, err := h.Write(t.Context(), hub.Everything, hub.Request{Tenant: "acme", Writes: all}); err != nil {
+		t.Fatal(err)
+	}
+	g := of("ann")
+	slow := late{"ann", new(atomic.Int64), make(chan struct{})}
+	g.Filters[0].Filter = slow
+	s := follow(t, h, g)
+	live := make(chan error, 1)
+	go func() {
+		_, err := s.Next(context.Background())
+		live <- err
+	}()
+	<-slow.first
+	write(t, h, put("lists", "1", `{}`))
+	if n := slow.asked.Load(); n > most/2 {
+		t.Errorf("a write waited until %d of %d rows were gone over", n, most)
+	}
+	if err := <-live; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhoComesBackWithACredentialThatSeesOtherRowsHoldsTheseInTheEnd(t *testing.T) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	write(t, h, put("todos", "1", `{"owner":"red"}`), put("todos", "2", `{"owner":"blue"}`))
+	red, blue := of("red"), of("blue") // teams of one person, who was moved
+	red.Subject, blue.Subject = "ada", "ada"
+	s := follow(t, h, red)
+	b, err := s.Next(t.Context())
+	if err != nil || len(b.Items) != 1 || !b.Live {
+		t.Fatal(b, err)
+	}
+	cursor := b.Cursor.String()
+	s.Close()
+	s, err = h.Open(blue, "acme", []feed.Start{{Collection: "todos", Cursors: []string{cursor}}}, hub.SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if b, err = s.Next(t.Context()); err != nil || len(b.Resets) != 1 || len(b.Items) != 1 {
+		t.Errorf("she keeps what she may not see any more, and is not shown what she may: %+v, %v", b, err)
 	}
 }

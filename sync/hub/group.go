@@ -105,9 +105,10 @@ type tenantID struct {
 }
 
 type seenID struct {
-	digest  feed.Digest
-	outcome Outcome
-	noop    bool
+	digest     feed.Digest
+	collection string
+	outcome    Outcome
+	noop       bool
 }
 
 // newGroup begins a group, which commit ends; the one before it is over.
@@ -143,7 +144,7 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 	if g.crowded {
 		g.expireOf(t, r)
 	}
-	result := Result{Outcomes: p.fared[:], Cursor: feed.Cursor{Epoch: g.s.epoch}}
+	result := Result{Outcomes: p.fared[:], Cursor: feed.Cursor{Epoch: p.epoch}}
 	if len(r.Writes) > 1 {
 		result.Outcomes = make([]Outcome, len(r.Writes))
 	}
@@ -253,19 +254,47 @@ func (g *group) fits(t *tenant, name string, before growth, mem int64, limits *L
 
 // find is a row as the caller finds it: one out of sight is not there.
 func (p *prepared) find(row rowState) rowState {
-	if row.seq != 0 && !sees(p.filters, row.value) {
+	if row.seq != 0 && !p.sees(row) {
 		return rowState{last: row.last}
 	}
 	return row
+}
+
+// sees tells whether the filters let a row through, which mostly is the one that was looked at.
+func (p *prepared) sees(row rowState) bool {
+	if p.row != nil && p.row.Seq() == row.seq {
+		return p.seen
+	}
+	return sees(p.filters, row.value)
+}
+
+// covers tells the same of what is to be written.
+func (p *prepared) covers(value string) bool {
+	return len(p.filters) == 0 || value == p.value && p.fits || value != p.value && sees(p.filters, value)
 }
 
 // cover takes out of a result what the caller may not see: rows that it did not write
 // itself, whole, where it may not read, and what its id once did to a row that is out of
 // its sight.
 func (p *Pending) cover(r *Result) {
+	var asked map[feed.Seq]bool
 	for i := range r.Outcomes {
 		w, o := &p.writes[i], &r.Outcomes[i]
-		if w.blind && (o.Status != OK || w.value == "") || !sees(w.filters, o.Value) && o.Value != "" {
+		if w.blind && (o.Status != OK || w.value == "") {
+			o.Value = ""
+		}
+		if o.Status == OK || o.Value == "" || len(w.filters) == 0 {
+			continue
+		}
+		seen, ok := asked[o.Seq]
+		if !ok {
+			if asked == nil {
+				asked = make(map[feed.Seq]bool)
+			}
+			seen = w.sees(rowState{seq: o.Seq, value: o.Value})
+			asked[o.Seq] = seen
+		}
+		if !seen {
 			o.Value = ""
 		}
 	}
@@ -327,17 +356,21 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			if seen.digest == p.digest {
 				d.Outcome, d.shown = seen.outcome, seen.outcome.Seq
 				if seen.noop {
-					d.shown = g.row(t, rowKey{r.Tenant, w.Collection, w.Key}).last
+					key := rowKey{r.Tenant, w.Collection, w.Key}
+					d.shown = g.shown(t, key, p, p.find(g.row(t, key)))
 				}
 				d.ID, d.Status = w.ID, Duplicate
 				return d
 			}
-			d.Status, d.Key = IDReused, w.Key
-			if d.Key == "" {
-				d.Key = seen.outcome.Key
+			key := rowKey{r.Tenant, w.Collection, w.Key}
+			if w.Key == "" && seen.collection == w.Collection && !p.blind {
+				key.key = seen.outcome.Key
 			}
-			row := p.find(g.row(t, rowKey{r.Tenant, w.Collection, d.Key}))
-			d.Seq, d.Value, d.shown = row.seq, row.value, row.last
+			row := p.find(g.row(t, key))
+			if d.Status, d.Key = IDReused, w.Key; row.seq != 0 || len(p.filters) == 0 {
+				d.Key = key.key
+			}
+			d.Seq, d.Value, d.shown = row.seq, row.value, g.shown(t, key, p, row)
 			return d
 		}
 	}
@@ -348,7 +381,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 	there := g.row(t, key)
 	row := p.find(there)
 	hidden := row.seq != there.seq
-	d.Key, d.Seq, d.Value, d.shown = key.key, row.seq, row.value, row.last
+	d.Key, d.Seq, d.Value, d.shown = key.key, row.seq, row.value, g.shown(t, key, p, row)
 	rec := feed.Record{Collection: w.Collection, Key: key.key, ID: w.ID, Digest: p.digest}
 	if w.If != nil && *w.If != row.seq || w.IfExists && row.seq == 0 {
 		d.Status = Conflict
@@ -407,7 +440,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 			d.Status = tooLarge
 			return d
 		}
-		if !sees(p.filters, rec.Value) {
+		if !p.covers(rec.Value) {
 			d.Status = outOfSight
 			return d
 		}
@@ -447,7 +480,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		g.rows.set(key, now)
 	}
 	if w.ID != "" {
-		g.ids.set(tenantID{r.Tenant, idKey{r.Client, w.ID}}, seenID{p.digest, d.Outcome, rec.Op == feed.Noop})
+		g.ids.set(tenantID{r.Tenant, idKey{r.Client, w.ID}}, seenID{p.digest, w.Collection, d.Outcome, rec.Op == feed.Noop})
 	}
 	return d
 }
@@ -474,6 +507,18 @@ func (g *group) row(t *tenant, key rowKey) rowState {
 	}
 }
 
+// shown is the sequence at which a feed shows a row as the caller finds it. When a row changed that is not there
+// for them is none of their business: then it is that of the collection.
+func (g *group) shown(t *tenant, key rowKey, p *prepared, row rowState) feed.Seq {
+	if _, ours := g.rows.now[key]; ours || row.seq != 0 || len(p.filters) == 0 || t == nil {
+		return row.last
+	}
+	if v := t.find(key.collection); v != nil {
+		return max(v.floor, v.last())
+	}
+	return row.last
+}
+
 // seen is what an id of this client was answered before.
 func (g *group) seen(t *tenant, r *Request, id string) (seenID, bool) {
 	key := idKey{r.Client, id}
@@ -485,5 +530,5 @@ func (g *group) seen(t *tenant, r *Request, id string) (seenID, bool) {
 		return seenID{}, false
 	}
 	c := record.change
-	return seenID{record.digest, Outcome{Key: c.Key(), Seq: c.Seq(), Value: c.Value()}, c.Op() == feed.Noop}, true
+	return seenID{record.digest, c.Collection(), Outcome{Key: c.Key(), Seq: c.Seq(), Value: c.Value()}, c.Op() == feed.Noop}, true
 }

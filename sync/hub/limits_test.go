@@ -549,3 +549,18 @@ func TestATenantOverItsLimitIsNotWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+func TestALargeRowThatIsWrittenAgainAndAgainTakesNoMemoryFromOthers(t *testing.T) {
+	const row = 256 << 10
+	h := open(t, feedtest.NewMemory(), hub.Options{Memory: 4 << 20})
+	follow(t, h, of("ann"))
+	for range 40 {
+		write(t, h, put("todos", "1", fmt.Sprintf(`{"owner":"ann","text":%q}`, strings.Repeat("x", row))))
+	}
+	if bytes := h.Stats().Bytes; bytes > 3<<20 {
+		t.Errorf("one row of %d bytes takes %d", row, bytes)
+	}
+	if _, err := h.Write(t.Context(), hub.Everything, hub.Request{Tenant: "globex", Writes: []hub.Write{put("todos", "1", `{}`)}}); err != nil {
+		t.Errorf("another tenant can't write any more: %v", err)
+	}
+}

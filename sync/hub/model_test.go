@@ -284,7 +284,7 @@ func (m *model) one(t *rapid.T, r hub.Request, w hub.Write, got hub.Outcome, tim
 			return o, false
 		}
 		o.Status, o.Key = hub.IDReused, w.Key
-		if o.Key == "" {
+		if _, rest, _ := strings.Cut(s.body, " "); o.Key == "" && strings.HasPrefix(rest, w.Collection+" ") {
 			o.Key = s.outcome.Key
 		}
 		row := m.rows[modelKey{r.Tenant, w.Collection, o.Key}]

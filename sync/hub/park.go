@@ -158,7 +158,7 @@ func (a *attendant) wake() {
 // park parks a session that has nothing to send; false: it may not, or must look again.
 func (s *Session) park() bool {
 	p := &s.place
-	if p.parked == nil {
+	if p.parked == nil || s.slow() {
 		return false
 	}
 	if p.attendant == nil {
@@ -419,8 +419,8 @@ func (a *attendant) deliver(s *Session) (stays bool) {
 		}
 		b, err = s.take()
 	}
-	if err != nil {
-		return false // Next says it again
+	if err != nil || s.slow() {
+		return false // Next says it again, or goes on
 	}
 	// One that is due too early is looked at then, and so costs nothing for each change; but
 	// a reply may say that it has another grant, and one that had nothing yet was due at once.

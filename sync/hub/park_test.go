@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -549,6 +550,56 @@ func TestACrowdThatStandsTogetherIsToldThatItIsLiveOnceAHeartbeat(t *testing.T) 
 				if x.told() != began+i+1 {
 					t.Fatalf("told %d times when it was due", x.told()-began-i)
 				}
+			}
+		}
+	})
+}
+
+// heavy is a filter that takes its time.
+type heavy struct{ owner }
+
+func (f heavy) Sees(value string) bool {
+	time.Sleep(50 * time.Millisecond)
+	return f.owner.Sees(value)
+}
+
+// prompt is a seat that knows when the last change came.
+type prompt struct {
+	*seat
+	came atomic.Int64 // UnixNano; 0: none did while it was parked
+}
+
+func (p *prompt) Deliver(b *feed.Batch, d *hub.Desk) bool {
+	if len(b.Items) > 0 {
+		p.came.Store(time.Now().UnixNano())
+	}
+	return p.seat.Deliver(b, d)
+}
+
+func TestNobodyIsToldLateBecauseOthersSeeBySlowFilters(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		for i := range 40 {
+			g := of(fmt.Sprint(i))
+			g.Filters[0].Filter = heavy{owner(fmt.Sprint(i))}
+			sit(t, h, g, hub.SessionOptions{})
+		}
+		s, err := h.Open(hub.Everything, "globex", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &prompt{seat: &seat{t: t, s: s}}
+		s.Park(p)
+		go p.lane()
+		time.Sleep(time.Second)
+		for round := range 2 { // the first time nobody knows that they are slow
+			write(t, h, put("todos", "1", `{"owner":"ann"}`))
+			if _, err := h.Write(t.Context(), hub.Everything, hub.Request{Tenant: "globex", Writes: []hub.Write{put("todos", "1", `{}`)}}); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			time.Sleep(5 * time.Second)
+			if late := time.Unix(0, p.came.Load()).Sub(began); p.came.Load() == 0 || round > 0 && late > 100*time.Millisecond {
+				t.Errorf("the follower of another tenant was told after %s", late)
 			}
 		}
 	})

@@ -17,7 +17,8 @@ import (
 // sight then, and what moves out after any cursor can be told from the past alone.
 //
 // A collection has one from when somebody with a filter first follows it, for as long as
-// it is there; it holds at most twice as many changes as the collection has rows.
+// it is there; it holds at most twice as many changes as the collection has rows, and at most as
+// many bytes: a row that is written again and again must not take the memory of others.
 type past struct {
 	// Guarded by the tenant's mu; changed by the writer alone.
 	from  feed.Seq // all changes after it are there
@@ -44,7 +45,10 @@ type move struct {
 // pastLeast is how many changes are kept of a small collection. A variable for tests alone.
 var pastLeast = 1024
 
-const stepCost = 40 // bytes
+const (
+	stepCost  = 40      // bytes
+	pastBytes = 2 << 20 // what is kept of a small collection, too
+)
 
 // remember makes the view have a past. It needs the tenant's mu.
 func (v *view) remember() {
@@ -53,8 +57,8 @@ func (v *view) remember() {
 	}
 }
 
-// add adds a change that replaced old, and forgets the oldest beyond most.
-func (p *past) add(c, old *feed.Change, most int) {
+// add adds a change that replaced old, and forgets the oldest beyond most, and beyond mostBytes.
+func (p *past) add(c, old *feed.Change, most int, mostBytes int64) {
 	p.bytes += stepCost
 	if old != nil {
 		p.bytes += old.Size()
@@ -63,7 +67,7 @@ func (p *past) add(c, old *feed.Change, most int) {
 		}
 	}
 	p.steps.push(step{change: c, old: old})
-	for p.steps.len() > most {
+	for p.steps.len() > most || p.bytes > mostBytes {
 		p.forget()
 	}
 }

@@ -3,6 +3,7 @@ package hub
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -20,6 +21,7 @@ type Page struct {
 // most limit rows, at least 1. How many at most is the caller's to bound.
 func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, error) {
 	limit = max(limit, 1)
+	epoch := h.EpochOf(g)
 	shown := feed.Seq(h.state.head.Load()) // before the tenant is looked up: one that is forgotten meanwhile ends after it
 	t, err := h.reads(g, tenant, collection)
 	if err != nil {
@@ -34,7 +36,7 @@ func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, 
 		if !ok || err != nil || perr != nil {
 			return Page{}, refuse(BadRequest, `after must be the "next" of the page before`)
 		}
-		if c.Epoch != h.state.epoch {
+		if c.Epoch != epoch {
 			return Page{}, refuse(BadRequest, "after is of another log: start again with the first page")
 		}
 		page.Cursor, pos = c, feed.Seq(n)
@@ -45,7 +47,7 @@ func (h *Hub) Rows(g Grant, tenant, collection, after string, limit int) (Page, 
 			shown = max(shown, t.applied)
 			t.mu.RUnlock()
 		}
-		page.Cursor = feed.Cursor{Epoch: h.state.epoch, Seq: shown}
+		page.Cursor = feed.Cursor{Epoch: epoch, Seq: shown}
 	}
 	sieve := h.sieves.join(g.filters(collection))
 	defer h.sieves.leave(sieve)
@@ -67,13 +69,13 @@ func (p *Page) read(t *tenant, collection string, pos feed.Seq, sieve *sieve, li
 	if v == nil {
 		return pos, true
 	}
-	hidden := 0
+	hidden, began := 0, time.Now()
 	for r := v.after(pos); r.next != nil; r.advance() {
 		if r.next.Op() == feed.Remove {
 			continue
 		}
 		if sieve != nil && !sieve.sees(r.next) {
-			if hidden++; hidden == batchHidden {
+			if hidden++; hidden == batchHidden || time.Since(began) > batchTime {
 				return r.next.Seq(), false
 			}
 			continue

@@ -35,7 +35,9 @@ const (
 	// batchHidden is how many changes out of sight a session goes over in one go: whoever
 	// writes waits meanwhile.
 	batchHidden = 4096
-	batchBytes  = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
+	// batchTime is for how long it asks a filter in one go, for the same reason.
+	batchTime  = 5 * time.Millisecond
+	batchBytes = 256 << 10 // of frames in one batch, about: what a session costs while its client is slow
 	// parkedBytes is the same while it is parked: what it is left with when its client turns slow.
 	parkedBytes = 32 << 10
 )
@@ -45,6 +47,7 @@ const (
 type Session struct {
 	// Static after construction.
 	ID     string
+	epoch  feed.Epoch // see EpochOf
 	hub    *Hub
 	tenant *tenant
 
@@ -136,7 +139,7 @@ func (h *Hub) Open(g Grant, tenant string, starts []feed.Start, opts SessionOpti
 	rand.Read(id[:])
 	now := time.Now()
 	s := &Session{
-		ID: hex.EncodeToString(id[:]), hub: h, grant: g, heartbeat: opts.Heartbeat, hold: opts.Hold, limit: opts.Limit,
+		ID: hex.EncodeToString(id[:]), epoch: h.EpochOf(g), hub: h, grant: g, heartbeat: opts.Heartbeat, hold: opts.Hold, limit: opts.Limit,
 		sent: now, asked: now,
 	}
 	if opts.Tick {
@@ -198,6 +201,10 @@ func (s *Session) Renew(g Grant, done string) error {
 	if s.closed || s.ended != nil {
 		return nil
 	}
+	// With mu: who revokes it from here on finds it here.
+	if s.hub.revoked(&g, s.tenant.name) {
+		return revoked()
+	}
 	s.grant = g
 	for _, u := range s.subs {
 		if filters := g.filters(u.view.name); !u.sieve.same(filters) {
@@ -243,7 +250,7 @@ func (s *Session) check(g Grant, tenant string, starts []feed.Start) error {
 func (s *Session) follow(starts []feed.Start) {
 	for _, start := range starts {
 		s.unfollow(start.Collection)
-		seq, reason := start.Choose(s.hub.state.epoch)
+		seq, reason := start.Choose(s.epoch)
 		t := s.tenant
 		t.mu.Lock()
 		v := t.view(start.Collection)
@@ -559,7 +566,7 @@ func (s *Session) gather(b *feed.Batch) (done bool) {
 		u.pos = max(u.pos, head)
 		b.Resumes = b.Resumes && u.pos >= u.view.floor
 	}
-	b.Cursor = feed.Cursor{Epoch: s.hub.state.epoch, Seq: head}
+	b.Cursor = feed.Cursor{Epoch: s.epoch, Seq: head}
 	b.Live = all || fault.Bug("live-too-early")
 	b.Announce = b.Live && !s.live
 	return all || len(b.Items)+len(b.Resets) > 0
@@ -600,7 +607,7 @@ func (s *Session) reset(b *feed.Batch, head feed.Seq) {
 // past has forgotten; then it must be reset. false: there is more to look at, and the writer
 // gets a turn. It needs mu, and the tenant's for reading.
 func (s *Session) vet() (done bool) {
-	looked := 0
+	looked, began := 0, time.Now()
 	for _, u := range s.subs {
 		if u.sieve == nil || u.reason != "" || u.fresh && !u.empty {
 			continue
@@ -622,7 +629,7 @@ func (s *Session) vet() (done bool) {
 				break
 			}
 			u.vetted = r.next.Seq()
-			if looked++; looked > batchHidden {
+			if looked++; looked > batchHidden || time.Since(began) > batchTime {
 				return false
 			}
 		}
@@ -677,10 +684,11 @@ func (s *Session) collect(b *feed.Batch) (upTo feed.Seq, all bool) {
 		most = parkedBytes
 	}
 	var size, hidden int
+	began, filtered := time.Now(), slices.ContainsFunc(h, func(r reader) bool { return r.sub.sieve != nil })
 	var last, over feed.Seq // where the transaction of the last item ends, and that of the last change
 	for len(h) > 0 {
 		c := h[0].next
-		if over != c.Last() && (len(b.Items) >= s.limit || size >= most || hidden >= batchHidden) {
+		if over != c.Last() && (len(b.Items) >= s.limit || size >= most || hidden >= batchHidden || upTo > 0 && filtered && time.Since(began) > batchTime) {
 			return upTo, false
 		}
 		if news := h[0].news(last); news != nil {

@@ -1,11 +1,13 @@
 package hub
 
 import (
+	"crypto/sha256"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tidemark-sync/tidemark/sync/feed"
 )
@@ -16,12 +18,16 @@ type sieve struct {
 	identity string
 	filters  []Filter
 
+	slow  atomic.Bool                     // it took long once: who sees by it is served alone
 	refs  int                             // guarded by sieves.mu
-	found atomic.Pointer[[]atomic.Uint64] // nil while there is one session: it asks once for each change
+	found atomic.Pointer[[]atomic.Uint64] // nil while there is one that uses it: it asks once for each change
 }
 
-// sievePlaces is how many changes a shared sieve remembers at most, eight bytes each.
-const sievePlaces = 8192
+// A shared sieve remembers so many changes, eight bytes each: by how many share it, so that it costs none of them much.
+const (
+	sievePlaces      = 8192
+	sievePlacesOfOne = 64 // a power of two, as the other is
+)
 
 // sieves are those in use.
 type sieves struct {
@@ -70,9 +76,12 @@ func (s *sieves) join(filters []Filter) *sieve {
 		}
 		s.all[name] = x
 	}
-	if x.refs++; x.refs == 2 && x.found.Load() == nil {
-		found := make([]atomic.Uint64, sievePlaces)
-		x.found.Store(&found)
+	x.refs++
+	if n := min(x.refs*sievePlacesOfOne, sievePlaces); x.refs > 1 && n&(n-1) == 0 {
+		if places := x.found.Load(); places == nil || len(*places) < n {
+			found := make([]atomic.Uint64, n) // what was found before is asked again
+			x.found.Store(&found)
+		}
 	}
 	return x
 }
@@ -103,19 +112,59 @@ func (x *sieve) sees(c *feed.Change) bool {
 	}
 	places := x.found.Load()
 	if places == nil {
-		return sees(x.filters, c.Value())
+		return x.ask(c)
 	}
 	// A sequence names one change, and a change is seen always or never.
-	place := &(*places)[uint64(c.Seq())%sievePlaces]
+	place := &(*places)[uint64(c.Seq())%uint64(len(*places))]
 	if had := place.Load(); had>>1 == uint64(c.Seq()) {
 		return had&1 == 1
 	}
 	now := uint64(c.Seq()) << 1
-	if sees(x.filters, c.Value()) {
+	if x.ask(c) {
 		now |= 1
 	}
 	place.Store(now)
 	return now&1 == 1
+}
+
+// slowFilter is from when on a filter is slow: others are not to wait for it.
+const slowFilter = time.Millisecond
+
+func (x *sieve) ask(c *feed.Change) bool {
+	began := time.Now()
+	seen := sees(x.filters, c.Value())
+	if time.Since(began) >= slowFilter {
+		x.slow.Store(true)
+	}
+	return seen
+}
+
+// slow tells whether a session sees by a filter that is.
+func (s *Session) slow() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.subs, func(u *sub) bool { return u.sieve != nil && u.sieve.slow.Load() })
+}
+
+// EpochOf is the log's epoch as a grant's bearer is told it, in cursors too: who comes back with a cursor of another is
+// reset. A grant with filters has one of its own, because a cursor says nothing of rows that its bearer did not see, or sees
+// no more, since then.
+func (h *Hub) EpochOf(g Grant) feed.Epoch {
+	const digits = "0123456789abcdefghijklmnopqrstuv"
+	if len(g.Filters) == 0 {
+		return h.state.epoch
+	}
+	names := make([]string, len(g.Filters))
+	for i, f := range g.Filters {
+		names[i] = strconv.Quote(f.Pattern) + strconv.Quote(f.Identity())
+	}
+	slices.Sort(names)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(names), " ")))
+	epoch := []byte(h.state.epoch)
+	for _, b := range sum[:min(6, 16-len(epoch))] {
+		epoch = append(epoch, digits[b&31])
+	}
+	return feed.Epoch(epoch)
 }
 
 // sees tells whether a row passes all filters.

@@ -256,7 +256,7 @@ func (s *state) put(t *tenant, v *view, c *feed.Change, age, expires int64) {
 	old := v.put(c)
 	if p := v.past; p != nil {
 		bytes := p.bytes
-		p.add(c, old, max(pastLeast, 2*v.live))
+		p.add(c, old, max(pastLeast, 2*v.live), max(pastBytes, v.bytes))
 		s.weigh(t, p.bytes-bytes)
 	}
 	s.rows.Add(int64(v.live - live))

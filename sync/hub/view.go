@@ -22,6 +22,7 @@ type view struct {
 	rows  index    // the last change of each key, tombstones too
 	floor feed.Seq // the newest tombstone that was forgotten
 	live  int      // rows that are there
+	bytes int64    // that the last changes hold
 	kept  bool     // it was written to, so it counts as memory
 	past  *past    // nil: nobody with a filter has followed it
 
@@ -75,6 +76,7 @@ func (v *view) row(key string) *feed.Change {
 func (v *view) put(c *feed.Change) (old *feed.Change) {
 	if old = v.rows.put(c); old != nil {
 		v.hole(old)
+		v.bytes -= old.Size()
 		if old.Op() != feed.Remove {
 			v.live--
 		}
@@ -82,6 +84,7 @@ func (v *view) put(c *feed.Change) (old *feed.Change) {
 	if c.Op() != feed.Remove {
 		v.live++
 	}
+	v.bytes += c.Size()
 	v.slots = append(v.slots, slot{c.Seq(), c})
 	v.tidy()
 	return old
@@ -93,6 +96,7 @@ func (v *view) forget(c *feed.Change) bool {
 		return false
 	}
 	v.hole(c)
+	v.bytes -= c.Size()
 	if !fault.Bug("floor-forgotten") {
 		v.floor = max(v.floor, c.Seq())
 	}

@@ -76,6 +76,7 @@ type Result struct {
 type Pending struct {
 	req    Request
 	grant  Grant
+	epoch  feed.Epoch // see EpochOf
 	writes []prepared
 	one    [1]prepared // the memory of writes where there is one
 	fared  [1]Outcome  // and of its outcome
@@ -98,6 +99,11 @@ type prepared struct {
 	digest       feed.Digest
 	filters      []Filter // a row that does not pass them can't be written, nor be found
 	blind        bool     // the caller may not read: no row is shown
+
+	// What the filters said before it stood in line; see look.
+	fits bool         // of value
+	row  *feed.Change // that was there then, nil: none was
+	seen bool         // of row
 }
 
 // Write writes a request and waits until it is durable, or refused. A *Refusal says
@@ -135,7 +141,44 @@ func (h *Hub) begin(p *Pending) error {
 	if err := p.prepare(); err != nil {
 		return err
 	}
+	if len(p.grant.Filters) > 0 {
+		p.look(h.state.lookup(p.req.Tenant))
+	}
+	p.epoch = h.EpochOf(p.grant)
 	return h.enqueue(p)
+}
+
+// look asks the filters before the request stands in line, where nobody but its sender waits for them: of what it is to
+// write, and of the rows as they are now.
+func (p *Pending) look(t *tenant) {
+	var asked map[*feed.Change]bool
+	for i := range p.writes {
+		x, w := &p.writes[i], &p.req.Writes[i]
+		if len(x.filters) == 0 {
+			continue
+		}
+		x.fits = x.value != "" && sees(x.filters, x.value)
+		if t == nil {
+			continue
+		}
+		t.mu.RLock()
+		if v := t.views[w.Collection]; v != nil {
+			x.row = v.row(w.Key)
+		}
+		t.mu.RUnlock()
+		if x.row == nil {
+			continue
+		}
+		seen, ok := asked[x.row]
+		if !ok {
+			if asked == nil {
+				asked = make(map[*feed.Change]bool)
+			}
+			seen = sees(x.filters, x.row.Value())
+			asked[x.row] = seen
+		}
+		x.seen = seen
+	}
 }
 
 // enqueue puts a request in line.
