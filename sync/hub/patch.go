@@ -19,7 +19,9 @@ const (
 // each string in its shortest form. Duplicate names, invalid UTF-8 and more than the
 // bounds allow are errors that say so.
 func compact(what string, raw []byte) (string, error) {
-	raw = bytes.TrimLeft(raw, " \t\r\n")
+	if len(raw) > 0 && raw[0] != '{' {
+		raw = bytes.TrimLeft(raw, " \t\r\n")
+	}
 	if len(raw) == 0 || raw[0] != '{' {
 		return "", refuse(BadRequest, `%s must be a JSON object, like {"title":"milk"}`, what)
 	}
@@ -51,6 +53,9 @@ const formattedKept = 16 << 10 // bytes
 // than mostElements elements. It says nothing about whether the text is valid, and is done
 // before it is parsed, so that depth costs no stack.
 func CheckBounds(raw []byte, mostDepth, mostElements int) error {
+	if len(raw) <= mostElements && bytes.Count(raw, []byte("{"))+bytes.Count(raw, []byte("[")) <= mostDepth {
+		return nil // as nearly always, and told many bytes at a time
+	}
 	depth, elements := 0, 0
 	for i := 0; i < len(raw); i++ {
 		switch raw[i] {
