@@ -38,7 +38,7 @@ type BenchCmd struct {
 
 // Help teaches.
 func (BenchCmd) Help() string {
-	return `Followers are connected, changes are written, and what every follower is given is held against what was written: gaps, doubles and disorder are counted, and make it exit with 1. Rows go to collections whose names begin with "bench-"; they stay there: give it a tenant of its own, which can be forgotten.
+	return `Followers are connected, changes are written, and what every follower is given is held against what was written: gaps, doubles, disorder and changes that nobody wrote are counted, and make it exit with 1. Rows go to collections whose names begin with "bench-"; they stay there: give it a tenant of its own, which can be forgotten.
 
 1,000 followers over WebSocket, 20 changes a second, and what the server uses for it:
 
@@ -66,13 +66,16 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 		n, from int
 		most    int
 	}{
-		{"followers", c.Followers, 0, 100_000}, {"collections", c.Collections, 1, 1_000_000}, {"writers", c.Writers, 1, 10_000}, {"batch", c.Batch, 1, 1000},
+		{"followers", c.Followers, 0, 100_000}, {"collections", c.Collections, 1, 1_000_000}, {"writers", c.Writers, 1, 10_000}, {"batch", c.Batch, 1, 500},
 		{"payload", c.Payload, 0, 1 << 19}, {"connect-rate", c.ConnectRate, 1, 1_000_000}, {"storm", c.Storm, 0, 1_000_000}, {"replay", c.Replay, 0, 10_000_000},
 		{"replay-by", c.ReplayBy, 1, 10_000}, {"rows", c.Rows, 0, 10_000_000}, {"laggards", c.Laggards, 0, max(c.Followers-1, 0)},
 	} {
 		if limit.n < limit.from || limit.n > limit.most {
 			return misuse("--%s must be %d to %d", limit.name, limit.from, limit.most)
 		}
+	}
+	if c.PID < 0 {
+		return misuse("--pid must be that of a process")
 	}
 	if !c.FlatOut && (c.Rate < 0.01 || c.Rate > 10_000_000) {
 		return misuse("--rate must be 0.01 to 10,000,000 changes a second; for as many as there can be say --flat-out")
@@ -109,7 +112,7 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 		err = printReport(std, r)
 	}
 	if err == nil && r.Faults() > 0 {
-		err = fmt.Errorf("followers were given %d gaps, %d doubles and %d changes out of order", r.Gaps, r.Doubles, r.Disorder)
+		err = fmt.Errorf("followers were given %d gaps, %d doubles, %d changes out of order and %d that nobody wrote", r.Gaps, r.Doubles, r.Disorder, r.Strange)
 	}
 	return err
 }
@@ -125,11 +128,14 @@ func printReport(std stdio, r *load.Report) error {
 		line("followers", "%d over %s, of %d collections; all live after %.2f s", r.Followers, r.Transport, r.Collections, r.ConnectS)
 	}
 	line("writes", "%d changes in %.1f s, %.0f a second; %d requests refused", r.Changes, r.Seconds, r.ChangesS, r.Refused)
+	if r.Missed > 0 {
+		line("", "%d more were due: the rate was not kept", r.Missed)
+	}
 	line("to the answer", "%s", times(r.WriteUS))
 	if r.Followers > 0 {
 		line("to the followers", "%s", times(r.LatencyUS))
 		line("deliveries", "%d, %.0f a second, %.1f MB/s", r.Deliveries, r.DeliverS, r.BytesS/1e6)
-		line("checked", "%d gaps, %d doubles, %d out of order; %d reconnects, %d resets", r.Gaps, r.Doubles, r.Disorder, r.Reconnects, r.Resets)
+		line("checked", "%d gaps, %d doubles, %d out of order, %d that nobody wrote; %d reconnects, %d resets", r.Gaps, r.Doubles, r.Disorder, r.Strange, r.Reconnects, r.Resets)
 	}
 	if r.StormS > 0 {
 		line("storm", "all caught up after %.0f ms", r.StormS*1000)

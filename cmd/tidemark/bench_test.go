@@ -447,7 +447,7 @@ func TestBenchGetsAndChecksAllThatIsWritten(t *testing.T) {
 			t.Errorf("over %s: %+v", tr, r)
 		}
 	}
-	for _, wrong := range [][]string{{"--followers", "-1"}, {"--rate", "0"}, {"--collections", "0"}, {"--duration", "0s"}, {"--transport", "pigeon"}, {"--batch", "100000"}} {
+	for _, wrong := range [][]string{{"--followers", "-1"}, {"--rate", "0"}, {"--collections", "0"}, {"--duration", "0s"}, {"--transport", "pigeon"}, {"--batch", "501"}, {"--pid=-1"}} {
 		if _, errs, code := command(t, append([]string{"bench", "--url", "http://" + addr}, wrong...)...); code != 2 || errs == "" {
 			t.Errorf("%v: exit code %d\n%s", wrong, code, errs)
 		}

@@ -14,13 +14,20 @@ func (x *run) fill(ctx context.Context) error {
 		return nil
 	}
 	o := x.o
-	o.Rate, o.Batch = 0, 500
-	y := &run{o: o, base: x.base, keys: o.Rows}
-	if err := y.write(ctx, 0, int64(o.Rows)*int64(o.Collections)); err != nil {
+	o.Rate, o.Batch = 0, together(o.Rows, o.Payload)
+	y := &run{o: o, base: x.base, exactly: true, keys: o.Rows}
+	// Whole requests for each: those after the last row begin with the first again.
+	each := (o.Rows + o.Batch - 1) / o.Batch * o.Batch
+	if err := y.write(ctx, 0, int64(each)*int64(o.Collections)); err != nil {
 		return err
 	}
 	x.keys, x.from = o.Rows, y.from
 	return nil
+}
+
+// together is how many rows go in one request: as many as a server takes, of changes and of bytes.
+func together(rows, payload int) int {
+	return max(1, min(500, rows, 900_000/(payload+150)))
 }
 
 // storm has all followers leave, writes, and has them come back at once.
@@ -85,13 +92,15 @@ func (x *run) restart(ctx context.Context) error {
 // replay writes rows, and has followers read them, all at once.
 func (x *run) replay(ctx context.Context) error {
 	o := x.o
-	o.Collection, o.Collections, o.Rate, o.Batch, o.Followers = o.Collection+"-replay", 1, 0, 500, o.ReplayBy
-	y := &run{o: o, base: x.base, keys: o.Replay}
+	o.Collection, o.Collections, o.Rate, o.Batch, o.Followers = o.Collection+"-replay", 1, 0, together(o.Replay, o.Payload), o.ReplayBy
+	y := &run{o: o, base: x.base, exactly: true, keys: o.Replay}
 	if err := y.write(ctx, 0, int64(o.Replay)); err != nil {
 		return err
 	}
 	for range o.ReplayBy {
-		y.all = append(y.all, &follower{o: &y.o, base: x.base, collection: y.collection(0), seen: new(Check), latency: &y.latency, bytes: &y.bytes})
+		f := &follower{o: &y.o, base: x.base, collection: y.collection(0), seen: new(Check), bytes: &y.bytes}
+		f.seen.Begin(0) // all must come
+		y.all = append(y.all, f)
 	}
 	began := time.Now()
 	c, err := y.follow(ctx, 0)
@@ -100,6 +109,7 @@ func (x *run) replay(ctx context.Context) error {
 	}
 	took := time.Since(began).Seconds()
 	c.leave()
+	y.judge(&x.report)
 	x.report.ReplayRowsS, x.report.ReplayMBS = float64(y.deliveries())/took, float64(y.bytes.Load())/took/1e6
 	return nil
 }

@@ -11,9 +11,29 @@ import (
 type Check struct {
 	Doubles, Disorder, Resets int
 
-	base uint64   // the first sequence that counts
-	last uint64   // the last one that came
-	bits []uint64 // which came, from base on
+	came  int              // sequences that came,
+	sum   uint64           // and of what they were
+	base  uint64           // the first sequence that counts
+	last  uint64           // the last one that came
+	pages map[uint64]*page // which came: a log that was made anew goes on 2^32 further on
+	page  *page            // of the last one,
+	at    uint64           // which is this
+}
+
+// page says of so many sequences in a row which came.
+type page [32]uint64
+
+const perPage = 64 * uint64(len(page{}))
+
+// find finds where it stands whether a sequence came; nil: nowhere, as none near it did.
+func (c *Check) find(seq uint64) (word *uint64, bit uint64) {
+	if at := seq / perPage; c.page == nil || at != c.at {
+		c.page, c.at = c.pages[at], at
+	}
+	if bit = 1 << (seq % 64); c.page == nil {
+		return nil, bit
+	}
+	return &c.page[seq%perPage/64], bit
 }
 
 // Begin starts to check, from the sequence after last.
@@ -22,23 +42,31 @@ func (c *Check) Begin(last uint64) { *c = Check{base: last + 1} }
 // Begun tells whether Begin was called.
 func (c *Check) Begun() bool { return c.base > 0 }
 
-// Saw takes in a sequence that came.
-func (c *Check) Saw(seq uint64) {
+// Saw takes in a sequence that came, with the key and the time of sending of its row; both are 0 of what can't be a
+// write of ours.
+func (c *Check) Saw(seq uint64, key int, sent int64) {
 	if c.base == 0 || seq < c.base {
 		return // before the beginning
 	}
-	at := seq - c.base
-	for at/64 >= uint64(len(c.bits)) {
-		c.bits = append(c.bits, 0)
+	word, bit := c.find(seq)
+	if word == nil {
+		if c.pages == nil {
+			c.pages = make(map[uint64]*page)
+		}
+		c.page = new(page)
+		c.pages[c.at] = c.page
+		word, bit = c.find(seq)
 	}
-	switch bit := uint64(1) << (at % 64); {
-	case c.bits[at/64]&bit != 0:
+	switch {
+	case *word&bit != 0:
 		c.Doubles++
 	case seq < c.last:
 		c.Disorder++
 		fallthrough
 	default:
-		c.bits[at/64] |= bit
+		*word |= bit
+		c.came++
+		c.sum += mark(seq, key, sent)
 	}
 	c.last = max(c.last, seq)
 }
@@ -46,19 +74,41 @@ func (c *Check) Saw(seq uint64) {
 // Reset says that every row comes again: what came before counts no more.
 func (c *Check) Reset() {
 	c.Resets++
-	c.last = 0
-	clear(c.bits)
+	c.last, c.page, c.came, c.sum = 0, nil, 0, 0
+	clear(c.pages)
 }
 
-func (c *Check) came(seq uint64) bool {
-	at := seq - c.base
-	return seq >= c.base && at/64 < uint64(len(c.bits)) && c.bits[at/64]&(1<<(at%64)) != 0
+func (c *Check) has(seq uint64) bool {
+	word, bit := c.find(seq)
+	return seq >= c.base && word != nil && *word&bit != 0
 }
 
 // Written is a write that was acknowledged.
 type Written struct {
-	Seq uint64
-	Key int
+	Seq  uint64
+	Key  int
+	Sent int64 // in its value
+}
+
+// mark stands for one change: the sum of many tells whether one of them is another.
+func mark(seq uint64, key int, sent int64) uint64 {
+	n := seq*0x9E3779B97F4A7C15 ^ uint64(key)*0xBF58476D1CE4E5B9 ^ uint64(sent)
+	n = (n ^ n>>30) * 0x94D049BB133111EB
+	return n ^ n>>31
+}
+
+// Strange is how many changes came that nobody wrote, and at least 1 if what came of the others is not what was written.
+func (c *Check) Strange(writes []Written) int {
+	came, sum := 0, uint64(0)
+	for _, w := range writes {
+		if w.Seq >= c.base && c.has(w.Seq) {
+			came, sum = came+1, sum+mark(w.Seq, w.Key, w.Sent)
+		}
+	}
+	if c.came == came && c.sum != sum {
+		return 1
+	}
+	return c.came - came
 }
 
 // Gaps is how many of the writes did not come. One whose key was written again need not: that
@@ -69,7 +119,7 @@ func (c *Check) Gaps(writes []Written) (gaps int) {
 		newest[w.Key] = max(newest[w.Key], w.Seq)
 	}
 	for _, w := range writes {
-		if w.Seq >= c.base && !c.came(w.Seq) && (newest[w.Key] == w.Seq || !c.came(newest[w.Key])) {
+		if w.Seq >= c.base && !c.has(w.Seq) && (newest[w.Key] == w.Seq || !c.has(newest[w.Key])) {
 			gaps++
 		}
 	}

@@ -32,16 +32,32 @@ type follower struct {
 	slow       bool
 
 	epoch, cursor string
-	last          atomic.Uint64 // the last sequence that came
-	frames        atomic.Int64  // changes that came
-	lives         chan struct{} // closed when live for the first time since it was set
-	fresh         bool          // the connection was not live yet
-	lived         atomic.Int64  // how many connections were
+	held          []arrived             // of a transaction, until its last
+	last          atomic.Uint64         // the last sequence that came
+	frames        atomic.Int64          // changes that came
+	lives         chan struct{}         // closed when live for the first time since it was set
+	fresh         bool                  // the connection was not live yet
+	lived         atomic.Int64          // how many connections were
+	why           atomic.Pointer[error] // the last one ended
+	denied        chan error            // hears of an answer that won't get better
 	reconnects    int
 }
 
 // errEnd ends a connection that the server has ended: the next follows at once.
 var errEnd = errors.New("the server ended the feed")
+
+// answered is an answer that is no feed.
+type answered struct {
+	status int
+	text   []byte
+}
+
+func (a *answered) Error() string { return fmt.Sprintf("answered %d: %s", a.status, a.text) }
+
+// final tells whether it would be the same again.
+func (a *answered) final() bool {
+	return a.status/100 == 4 && a.status != http.StatusRequestTimeout && a.status != http.StatusTooEarly && a.status != http.StatusTooManyRequests
+}
 
 // run follows until ctx ends; a connection that breaks is made anew.
 func (f *follower) run(ctx context.Context) {
@@ -49,6 +65,13 @@ func (f *follower) run(ctx context.Context) {
 		err := f.connection(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		f.why.Store(&err)
+		if a := new(answered); errors.As(err, &a) && a.final() {
+			select {
+			case f.denied <- err:
+			default:
+			}
 		}
 		f.reconnects++
 		f.o.Logf("a follower of %s connects again: %v", f.collection, err)
@@ -65,7 +88,7 @@ func (f *follower) connection(ctx context.Context) error {
 		return err
 	}
 	defer leave()
-	f.fresh = true
+	f.fresh, f.held = true, nil // of a transaction that was cut off nothing counts: it comes again
 	if f.slow {
 		c = slow(c)
 	}
@@ -95,7 +118,7 @@ func (f *follower) connection(ctx context.Context) error {
 		return f.messages(c, r)
 	case res.StatusCode != http.StatusOK:
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
-		return fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(text))
+		return &answered{res.StatusCode, bytes.TrimSpace(text)}
 	}
 	body := r
 	if len(res.TransferEncoding) > 0 {
@@ -129,7 +152,7 @@ func (f *follower) poll(c net.Conn, r *bufio.Reader) error {
 	}
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 500))
-		return fmt.Errorf("%s: %s", res.Status, bytes.TrimSpace(text))
+		return &answered{res.StatusCode, bytes.TrimSpace(text)}
 	}
 	if err := f.lines(bufio.NewReaderSize(res.Body, 2048), nil); err != io.EOF {
 		return err
@@ -204,6 +227,9 @@ func (f *follower) messages(c net.Conn, r *bufio.Reader) error {
 var (
 	changePrefix = []byte(`{"type":"change","seq":`)
 	timeMark     = []byte(`"t":`)
+	keyMark      = []byte(`"key":"`)
+	opMark       = []byte(`:"`)
+	removeMark   = []byte(`remove"`)
 	cursorMark   = []byte(`"cursor":"`)
 	epochMark    = []byte(`"epoch":"`)
 )
@@ -211,18 +237,27 @@ var (
 // frame takes a frame in.
 func (f *follower) frame(b []byte) error {
 	if rest, ok := bytes.CutPrefix(b, changePrefix); ok {
-		seq := digits(rest)
-		f.seen.Saw(seq)
-		if at := bytes.Index(rest, timeMark); at >= 0 {
-			if sent := digits(rest[at+len(timeMark):]); sent > 0 && f.seen.Begun() && !f.slow {
-				f.latency.Add(time.Since(time.Unix(0, int64(sent))))
-			}
+		c := arrived{Written: Written{Seq: digits(rest)}}
+		if f.latency != nil {
+			c.at = time.Now()
 		}
-		f.last.Store(seq)
-		f.frames.Add(1)
-		if f.o.Transport != "poll" && !bytes.Contains(rest[max(0, len(rest)-16):], []byte(`"more":true`)) {
-			f.cursor = f.epoch + "-" + strconv.FormatUint(seq, 10)
+		row := rest
+		if key, after, ok := keyIn(rest); ok {
+			c.Key, row = int(digits(key)), after
 		}
+		if at := bytes.Index(row, timeMark); at >= 0 {
+			c.Sent = int64(digits(row[at+len(timeMark):]))
+		}
+		if bytes.Contains(rest[max(0, len(rest)-16):], []byte(`"more":true`)) {
+			f.held = append(f.held, c)
+			return nil
+		}
+		for _, c := range f.held {
+			f.came(c)
+		}
+		f.held = f.held[:0]
+		f.came(c)
+		f.cursor = f.epoch + "-" + strconv.FormatUint(c.Seq, 10)
 		return nil
 	}
 	switch {
@@ -250,6 +285,47 @@ func (f *follower) frame(b []byte) error {
 		return errEnd
 	}
 	return nil
+}
+
+// keyIn is where the key of a row begins that was put, in a change from its sequence on, and what follows it. One step
+// from quote to quote: to search for it took more than all the rest.
+func keyIn(change []byte) (key, after []byte, ok bool) {
+	for range 3 { // past "collection", its name and "op"
+		for range 2 {
+			at := bytes.IndexByte(change, '"')
+			if at < 0 {
+				return nil, nil, false
+			}
+			change = change[at+1:]
+		}
+	}
+	change, ok = bytes.CutPrefix(change, opMark)
+	if !ok || bytes.HasPrefix(change, removeMark) {
+		return nil, nil, false
+	}
+	at := bytes.Index(change, keyMark)
+	if at < 0 {
+		return nil, nil, false
+	}
+	key = change[at+len(keyMark):]
+	end := bytes.IndexByte(key, '"')
+	return key, key[max(0, end):], end > 0
+}
+
+// arrived is a change that came.
+type arrived struct {
+	Written
+	at time.Time
+}
+
+// came takes a change in, once all of its transaction is there.
+func (f *follower) came(c arrived) {
+	f.seen.Saw(c.Seq, c.Key, c.Sent)
+	if c.Sent > 0 && f.seen.Begun() && !f.slow && f.latency != nil {
+		f.latency.Add(c.at.Sub(time.Unix(0, c.Sent)))
+	}
+	f.last.Store(c.Seq)
+	f.frames.Add(1)
 }
 
 func digits(b []byte) (n uint64) {

@@ -3,6 +3,7 @@ package load
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -56,6 +57,7 @@ type Report struct {
 	Changes    int64     `json:"changes"` // acknowledged
 	ChangesS   float64   `json:"changes_per_s"`
 	Refused    int64     `json:"refused"`    // requests that were not answered with 200
+	Missed     int64     `json:"missed"`     // changes for which it came too late: the server, or this machine, could not keep the rate
 	WriteUS    Quantiles `json:"write_us"`   // from request to answer
 	Deliveries int64     `json:"deliveries"` // changes that followers were given
 	DeliverS   float64   `json:"deliveries_per_s"`
@@ -66,6 +68,7 @@ type Report struct {
 	Gaps     int `json:"gaps"`
 	Doubles  int `json:"doubles"`
 	Disorder int `json:"disorder"`
+	Strange  int `json:"strange"` // changes that nobody wrote, or not so
 	// What may happen: a connection that broke, and rows that came anew.
 	Reconnects int `json:"reconnects"`
 	Resets     int `json:"resets"`
@@ -103,7 +106,7 @@ func quantiles(h *Histogram) Quantiles {
 }
 
 // Faults is how much came wrong.
-func (r *Report) Faults() int { return r.Gaps + r.Doubles + r.Disorder }
+func (r *Report) Faults() int { return r.Gaps + r.Doubles + r.Disorder + r.Strange }
 
 // run is one load.
 type run struct {
@@ -116,7 +119,9 @@ type run struct {
 	bytes   atomic.Int64
 	changes atomic.Int64
 	refused atomic.Int64
+	missed  atomic.Int64
 	n       atomic.Int64 // changes that were begun
+	exactly bool         // no write may be refused
 	keys    int          // how many rows of a collection are written, in turn
 	from    string       // the cursor where followers begin
 	newest  uint64       // guarded by mu: what from stands for
@@ -144,6 +149,11 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.PID == 0 {
 		o.PID = serverOf(base)
 	}
+	_, hangUp, err := dial(ctx, base) // is there a server at all?
+	if err != nil {
+		return nil, err
+	}
+	hangUp()
 	x := &run{o: o, base: base, keys: 10_000}
 	x.report = Report{Transport: o.Transport, Followers: o.Followers, Collections: o.Collections}
 	if err := x.fill(ctx); err != nil {
@@ -173,7 +183,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	took := time.Since(began)
 	end, _ := look(o.PID)
 	r := &x.report
-	r.Seconds, r.Changes, r.Refused = took.Seconds(), x.changes.Load(), x.refused.Load()
+	r.Seconds, r.Changes, r.Refused, r.Missed = took.Seconds(), x.changes.Load(), x.refused.Load(), x.missed.Load()
 	r.Deliveries = x.deliveries() - deliveries
 	r.ChangesS, r.DeliverS, r.BytesS = float64(r.Changes)/took.Seconds(), float64(r.Deliveries)/took.Seconds(), float64(x.bytes.Load()-bytes)/took.Seconds()
 	r.WriteUS, r.LatencyUS = quantiles(&x.writes), quantiles(&x.latency)
@@ -198,7 +208,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 	}
 	connected.leave()
-	x.judge()
+	x.judge(r)
 	if o.Replay > 0 {
 		if err := x.replay(ctx); err != nil {
 			return nil, err
@@ -244,24 +254,38 @@ func (x *run) follow(ctx context.Context, rate int) (*crowd, error) {
 	c := &crowd{leave: func() { cancel(); running.Wait() }}
 	next := time.Now()
 	var lives []chan struct{}
+	denied := make(chan error, 1)
 	for _, f := range x.all {
-		f.lives = make(chan struct{})
+		f.lives, f.denied = make(chan struct{}), denied
 		if !f.slow {
 			lives = append(lives, f.lives)
 		}
 		running.Go(func() { f.run(ctx) })
 		if rate > 0 {
 			next = next.Add(time.Second / time.Duration(rate))
-			time.Sleep(time.Until(next))
+			pause(ctx, time.Until(next))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	patience := time.After(30 * time.Second)
 	for i, live := range lives {
 		select {
 		case <-live:
+		case err := <-denied:
+			c.leave()
+			return nil, fmt.Errorf("a follower was %w", err)
 		case <-patience:
 			c.leave()
-			return nil, fmt.Errorf("after 30 s only %d of %d followers are live", i, len(lives))
+			err := errors.New("they get no answer")
+			for _, f := range x.all {
+				if why := f.why.Load(); why != nil {
+					err = *why
+					break
+				}
+			}
+			return nil, fmt.Errorf("after 30 s only %d of %d followers are live: %w", i, len(lives), err)
 		case <-ctx.Done():
 			c.leave()
 			return nil, ctx.Err()
@@ -286,14 +310,19 @@ func (x *run) write(ctx context.Context, d time.Duration, most int64) error {
 	if x.o.Rate > 0 && most == 0 {
 		all.Go(func() {
 			defer close(due)
-			for next := time.Now(); next.Before(over); next = next.Add(time.Duration(float64(x.o.Batch) / x.o.Rate * float64(time.Second))) {
-				time.Sleep(time.Until(next))
+			each := time.Duration(float64(x.o.Batch) / x.o.Rate * float64(time.Second))
+			next := time.Now()
+			for ; next.Before(over); next = next.Add(each) {
+				pause(ctx, time.Until(next))
+				if ctx.Err() != nil || time.Now().After(over) {
+					break
+				}
 				select {
 				case due <- struct{}{}:
 				case <-ctx.Done():
-					return
 				}
 			}
+			x.missed.Add(max(0, int64(over.Sub(next)/each)) * int64(x.o.Batch))
 		})
 	} else {
 		close(due)
@@ -352,7 +381,7 @@ func (x *run) post(ctx context.Context, s *sender, batch int) error {
 	if status != http.StatusOK {
 		x.refused.Add(1)
 		x.o.Logf("a write was answered %d: %s", status, bytes.TrimSpace(answer))
-		if status/100 == 4 && status != http.StatusTooManyRequests {
+		if x.exactly || status/100 == 4 && status != http.StatusTooManyRequests {
 			return fmt.Errorf("a write was answered %d: %s", status, bytes.TrimSpace(answer))
 		}
 		return nil
@@ -374,9 +403,22 @@ func (x *run) post(ctx context.Context, s *sender, batch int) error {
 		phase[name] = w
 	}
 	for i, seq := range s.seqs {
-		w.add(Written{seq, row(i)})
+		w.add(Written{seq, row(i), sent.UnixNano()})
 	}
 	return nil
+}
+
+// pause waits for so long, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // pages are the writes to a collection. To make one list of a million longer took 100 ms, and all writers waited.
@@ -419,7 +461,7 @@ func (x *run) settle(ctx context.Context) error {
 }
 
 // judge holds what followers got against what was written. None may be running.
-func (x *run) judge() {
+func (x *run) judge(r *Report) {
 	of := make(map[string][]Written)
 	for _, phase := range x.written {
 		for name, writes := range phase {
@@ -427,11 +469,11 @@ func (x *run) judge() {
 		}
 	}
 	for _, f := range x.all {
-		r := &x.report
 		if f.slow {
 			continue
 		}
 		r.Gaps += f.seen.Gaps(of[f.collection])
+		r.Strange += f.seen.Strange(of[f.collection])
 		r.Doubles += f.seen.Doubles
 		r.Disorder += f.seen.Disorder
 		r.Resets += f.seen.Resets

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // dial connects to a server for HTTP/1.1, until ctx ends.
@@ -37,6 +38,7 @@ type sender struct {
 	head  string   // of a request, up to its length
 	conn  net.Conn // nil: none yet, or the server has closed it
 	leave func()
+	used  time.Time // when it was used last
 	in    *bufio.Reader
 	buf   []byte
 
@@ -57,8 +59,17 @@ func (s *sender) close() {
 	s.conn = nil
 }
 
+// idle is how long a connection may rest and be used again: a server, or a proxy, may be about to close it later.
+const idle = 5 * time.Second
+
+// answerWithin is how long a write may take.
+const answerWithin = 30 * time.Second
+
 // send posts a body, and returns the answer, which is valid until the next.
 func (s *sender) send(ctx context.Context, body []byte) (status int, answer []byte, err error) {
+	if s.conn != nil && time.Since(s.used) > idle {
+		s.close()
+	}
 	if s.conn == nil {
 		if s.conn, s.leave, err = dial(ctx, s.base); err != nil {
 			return 0, nil, err
@@ -67,9 +78,11 @@ func (s *sender) send(ctx context.Context, body []byte) (status int, answer []by
 	}
 	s.buf = append(strconv.AppendInt(append(s.buf[:0], s.head...), int64(len(body)), 10), "\r\n\r\n"...)
 	s.buf = append(s.buf, body...)
+	_ = s.conn.SetDeadline(time.Now().Add(answerWithin))
 	if _, err := s.conn.Write(s.buf); err != nil {
 		return 0, nil, err
 	}
+	defer func() { s.used = time.Now() }()
 	return s.read()
 }
 
