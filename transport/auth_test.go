@@ -357,6 +357,24 @@ func TestUnusedTicketsAreBounded(t *testing.T) {
 	})
 }
 
+// TestATenantThatHoardsTicketsLeavesRoomForOthers: else one user of one tenant keeps all the others out.
+func TestATenantThatHoardsTicketsLeavesRoomForOthers(t *testing.T) {
+	tickets := transport.NewTickets()
+	issue := func(tenant string, size int) error {
+		_, err := tickets.Issue(t.Context(), transport.Ticket{Tenant: tenant, Cookie: []string{strings.Repeat("x", size)}, Expires: time.Now().Add(transport.TicketLife)})
+		return err
+	}
+	for size := 15 << 10; size > 0; size /= 2 { // until nothing more fits
+		for issue("acme", size) == nil {
+		}
+	}
+	for range 1000 {
+		if err := issue("other", 1<<10); err != nil {
+			t.Fatalf("another tenant: %v", err)
+		}
+	}
+}
+
 // TestWebSocketGoesOnWithANewToken: else every client has a gap whenever its token ends.
 func TestWebSocketGoesOnWithANewToken(t *testing.T) {
 	bubble(t, guarded(t), func(t *testing.T, s *site) {

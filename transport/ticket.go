@@ -50,7 +50,8 @@ const (
 	ticketsMost      = 100_000
 	ticketsOfTenant  = 20_000
 	ticketBytesMost  = 64 << 20
-	ticketTextLength = 22 // 128 bits in base64url
+	ticketBytesOfOne = 16 << 20 // tenant
+	ticketTextLength = 22       // 128 bits in base64url
 )
 
 // ticketBook is Tickets in memory. Tickets are kept under their hashes: to find one by
@@ -59,7 +60,7 @@ type ticketBook struct {
 	mu      sync.Mutex
 	tickets map[[32]byte]*list.Element
 	queue   list.List // of *kept, by when they expire
-	tenants map[string]int
+	tenants map[string]holding
 	bytes   int
 }
 
@@ -69,10 +70,13 @@ type kept struct {
 	size int
 }
 
-// NewTickets makes Tickets that are kept in memory: at most 100,000 and 64 MiB, 20,000 of one
-// tenant.
+// holding is what a tenant has of the book.
+type holding struct{ tickets, bytes int }
+
+// NewTickets makes Tickets that are kept in memory: at most 100,000 and 64 MiB, 20,000 and 16 MiB
+// of one tenant.
 func NewTickets() Tickets {
-	return &ticketBook{tickets: map[[32]byte]*list.Element{}, tenants: map[string]int{}}
+	return &ticketBook{tickets: map[[32]byte]*list.Element{}, tenants: map[string]holding{}}
 }
 
 func (b *ticketBook) Issue(_ context.Context, t Ticket) (string, error) {
@@ -86,11 +90,12 @@ func (b *ticketBook) Issue(_ context.Context, t Ticket) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.forget(time.Now())
-	if len(b.tickets) >= ticketsMost || b.bytes+k.size > ticketBytesMost || b.tenants[t.Tenant] >= ticketsOfTenant {
+	own := b.tenants[t.Tenant]
+	if len(b.tickets) >= ticketsMost || b.bytes+k.size > ticketBytesMost || own.tickets >= ticketsOfTenant || own.bytes+k.size > ticketBytesOfOne {
 		return "", &hub.Refusal{Code: hub.TooMany, Retry: TicketLife / 2, Detail: "too many tickets were taken that nobody redeemed: come back later, and take one when you need it"}
 	}
 	b.tickets[k.sum] = b.queue.PushBack(k)
-	b.tenants[t.Tenant]++
+	b.tenants[t.Tenant] = holding{own.tickets + 1, own.bytes + k.size}
 	b.bytes += k.size
 	return text, nil
 }
@@ -120,7 +125,8 @@ func (b *ticketBook) remove(at *list.Element) *kept {
 	k := b.queue.Remove(at).(*kept)
 	delete(b.tickets, k.sum)
 	b.bytes -= k.size
-	if b.tenants[k.Tenant]--; b.tenants[k.Tenant] == 0 {
+	own := b.tenants[k.Tenant]
+	if b.tenants[k.Tenant] = (holding{own.tickets - 1, own.bytes - k.size}); own.tickets == 1 {
 		delete(b.tenants, k.Tenant)
 	}
 	return k

@@ -62,7 +62,7 @@ func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *
 	if !ok {
 		return false
 	}
-	v.before, v.after = around(string(asked), r.RequestURI)
+	v.before, v.after = around(string(asked), r)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.first = (&http.Request{ // without what routing has left in it
 		Method: r.Method, URL: r.URL, Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor,
@@ -83,12 +83,12 @@ func (s *Server) visit(w http.ResponseWriter, r *http.Request, c call, session *
 	return true
 }
 
-// around is what stands around the query of a request.
-func around(request, target string) (before, after string) {
-	path, query, ok := strings.Cut(target, "?")
+// around is what stands around the query of a request, nothing where some of it stands in the path.
+func around(request string, r *http.Request) (before, after string) {
+	path, query, ok := strings.Cut(r.RequestURI, "?")
 	before = "GET " + path + "?"
 	after, found := strings.CutPrefix(request, before+query)
-	if !ok || !found || !strings.HasPrefix(after, " HTTP/1.1\r\n") || strings.Index(after, "\r\n\r\n") != len(after)-4 {
+	if !ok || !found || query != r.URL.RawQuery || !strings.HasPrefix(after, " HTTP/1.1\r\n") || strings.Index(after, "\r\n\r\n") != len(after)-4 {
 		return "", ""
 	}
 	return before, strings.Clone(after)

@@ -118,6 +118,18 @@ func TestAnAnswerOfLargeRowsIsNotCutShortWhereARowEndsAPiece(t *testing.T) {
 	}
 }
 
+func TestWhoNamesCollectionsInThePathAndInTheQueryLosesNoneOnTheNextPoll(t *testing.T) {
+	s := open(t, settings{})
+	c := s.caller()
+	for i := range 4 {
+		s.write(fmt.Sprintf(`{"changes":[{"collection":"lists","op":"put","key":"k%d","value":{}},{"collection":"todos","op":"put","key":"k%d","value":{}}]}`, i, i))
+		c.send(fmt.Sprintf("GET /v1/acme/feed/c=lists?c=todos&wait=0&cursor=%s HTTP/1.1\r\n%s\r\n", c.at, usual))
+		if _, frames := c.answer(); types(frames) != "open change change live" {
+			t.Errorf("poll %d: %s", i+1, types(frames))
+		}
+	}
+}
+
 func TestAClientThatPollsOnLosesNothingWhateverElseItAsksInBetween(t *testing.T) {
 	s := open(t, settings{})
 	c := s.caller()

@@ -195,6 +195,22 @@ func TestNoSecretGetsOut(t *testing.T) {
 	}
 }
 
+// TestRowsAreNotForWhoeverReachesThePortOfAdministration: another user of the machine, or what can be made to fetch a
+// URL on it, reads all tenants' rows.
+func TestRowsAreNotForWhoeverReachesThePortOfAdministration(t *testing.T) {
+	addr, admin, data := freePort(t), freePort(t), t.TempDir()
+	serve(t, addr, data, "--admin-listen", admin)
+	if status, body, _ := call(t, "PUT", "http://"+addr+"/v1/acme/rows/todos?key=a", `{"title":"canary"}`, ""); status != 200 {
+		t.Fatalf("a write: %d %s", status, body)
+	}
+	if status, body, _ := call(t, "GET", "http://"+admin+"/backup", "", ""); status != 404 || strings.Contains(body, "canary") {
+		t.Errorf("a backup over TCP: %d, %d bytes", status, len(body))
+	}
+	if _, errs, code := command(t, "backup", "--data", data, filepath.Join(t.TempDir(), "today.backup")); code != 0 {
+		t.Errorf("a backup by who may read the data: %s", errs)
+	}
+}
+
 // TestRevokedByAdministration: whoever runs the server can't stop somebody, or it is forgotten with
 // a restart.
 func TestRevokedByAdministration(t *testing.T) {

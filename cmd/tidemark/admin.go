@@ -46,9 +46,8 @@ func adminPath(dir string) (path string, done func(), err error) {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), adminName), func() { d.Close() }, nil
 }
 
-// administration is what administrators are served with, at the socket and, where
-// --admin-listen says so, over TCP.
-func administration(c *Config, s settled, m *metrics) http.Handler {
+// withBackup adds the backup, which is all of everybody's rows: for who may read the data directory.
+func withBackup(c *Config, m *metrics, rest http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /backup", func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
@@ -64,6 +63,14 @@ func administration(c *Config, s settled, m *metrics) http.Handler {
 		}
 		c.Logger.Info("a backup was made", "seq", header.Seq, "rows", header.Rows, "took", time.Since(began).Round(time.Millisecond))
 	})
+	mux.Handle("/", rest)
+	return mux
+}
+
+// administration is what administrators are served with, at the socket and, where
+// --admin-listen says so, over TCP.
+func administration(c *Config, s settled, m *metrics) http.Handler {
+	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.handler())
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -97,6 +104,7 @@ func administration(c *Config, s settled, m *metrics) http.Handler {
 // admins serves administration until its end.
 type admins struct {
 	handler http.Handler
+	local   http.Handler // at the socket
 	logger  *slog.Logger
 	stops   []func()
 }
@@ -144,7 +152,7 @@ func (a *admins) socket(dir string) error {
 		done()
 		return fmt.Errorf("listen for administrators: %w", err)
 	}
-	a.serve(l, a.handler)
+	a.serve(l, a.local)
 	a.stops = append(a.stops, func() {
 		_ = os.Remove(filepath.Join(dir, adminName)) // or the next start does
 		done()

@@ -208,7 +208,9 @@ func run(ctx context.Context, c Config) (err error) {
 	}()
 	k.log = log
 	k.hub <- h
-	admin := &admins{logger: c.Logger, handler: administration(&c, who, &metrics{hub: h, front: front, gate: strangers, main: bounded})}
+	m := &metrics{hub: h, front: front, gate: strangers, main: bounded}
+	admin := &admins{logger: c.Logger, handler: administration(&c, who, m)}
+	admin.local = withBackup(&c, m, admin.handler)
 	defer admin.stop()
 	if err := errors.Join(admin.socket(c.Data), admin.tcp(&c)); err != nil {
 		return errors.Join(err, h.Drain(ctx))

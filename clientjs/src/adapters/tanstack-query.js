@@ -97,12 +97,15 @@ export function bindQueryData(queryClient, collection, queryKey, { select = /** 
 const all = (rows) => rows
 
 /**
- * Whether two arrays hold the same objects.
+ * Whether two arrays hold the same objects. Other queries, whose keys begin alike, may hold anything.
  * @param {any} a
  * @param {any} b
  */
 const same = (a, b) =>
-  a?.length === b.length && b.every((/** @type {object} */ row, /** @type {number} */ i) => row === a[i])
+  Array.isArray(a) &&
+  Array.isArray(b) &&
+  a.length === b.length &&
+  b.every((/** @type {object} */ row, /** @type {number} */ i) => row === a[i])
 
 /**
  * Resolves once the rows are whole; follows the collection until then.

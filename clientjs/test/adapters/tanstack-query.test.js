@@ -117,6 +117,18 @@ test('that the rows are whole is no reason to fetch', async (t) => {
   assert.equal(seen.fetches, 1)
 })
 
+test('a query whose key begins like that of the rows still gets what it fetches', async (t) => {
+  const { client, queries, todos } = setup(t)
+  client.feed({ todos: { a: { n: 1 } } })
+  client.live('todos')
+  t.after(bindQueryData(queries, todos, ['todos']))
+  for (const answer of [{ id: 7 }, null, 'text', [1]]) {
+    const queryKey = ['todos', 'detail', JSON.stringify(answer)]
+    for (let i = 0; i < 2; i++)
+      assert.deepEqual(await queries.fetchQuery({ queryKey, queryFn: () => answer, staleTime: 0 }), answer)
+  }
+})
+
 test('a query shows the rows once they are whole, and then each change', async (t) => {
   const { client, queries, todos, pass } = setup(t)
   const undo = bindQueryData(queries, todos, ['todos'])
