@@ -80,7 +80,7 @@ func readMarker(dir string) (m marker, found bool, err error) {
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields() // a word that is harmed would be passed over, and "relaxed" with it
-	if err := d.Decode(&m); err != nil || m.Format < 1 || !m.Epoch.Valid() {
+	if err := d.Decode(&m); err != nil || d.InputOffset() != int64(len(bytes.TrimSpace(b))) || m.Format < 1 || !m.Epoch.Valid() {
 		return marker{}, false, &feed.Damage{What: fmt.Sprintf("the marker %s names no format and epoch: %q", path, b)}
 	}
 	return m, true, nil

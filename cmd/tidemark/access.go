@@ -53,6 +53,10 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 	}
 	tokens := secret != nil || a.JWTPublicKey != "" || a.JWKSURL != ""
 	switch {
+	case !tokens && (a.JWTIssuer != "" || a.JWTAudience != ""):
+		return s, errors.New("--jwt-issuer and --jwt-audience are for tokens, and nothing says who signs them: add --jwt-public-key, --jwks-url or --jwt-secret-file")
+	case a.AuthURL == "" && len(a.AuthCookies) > 0:
+		return s, errors.New("--auth-cookies is for --auth-url, which is missing")
 	case tokens && a.AuthURL != "":
 		return s, errors.New("--auth-url is instead of tokens: leave it or --jwt-… and --jwks-url out")
 	case (tokens || a.AuthURL != "") && a.InsecureNoCredentials:

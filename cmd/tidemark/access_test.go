@@ -146,6 +146,36 @@ func TestInsecureIsSaid(t *testing.T) {
 	}
 }
 
+// TestServerIsNotOpenWhereHalfOfItsCredentialsIsMissing: who names an issuer, or has an empty secret, believes that tokens
+// are asked for, and everybody whom a proxy lets through may read and write everything.
+func TestServerIsNotOpenWhereHalfOfItsCredentialsIsMissing(t *testing.T) {
+	for name, c := range map[string]struct {
+		env   string
+		flags []string
+	}{
+		"an issuer without keys":     {flags: []string{"--jwt-issuer", "https://id.example.com"}},
+		"an audience without keys":   {flags: []string{"--jwt-audience", "tidemark"}},
+		"cookies without the app":    {flags: []string{"--auth-cookies", "session"}},
+		"an issuer beside the app":   {flags: []string{"--auth-url", "http://localhost:1/auth", "--jwt-issuer", "https://id.example.com"}},
+		"a secret that is not there": {env: "TIDEMARK_JWT_SECRET"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.env != "" {
+				t.Setenv(c.env, "")
+			}
+			p := start(t, append([]string{"serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--data", t.TempDir()}, c.flags...)...)
+			select {
+			case <-p.exited:
+				if p.cmd.ProcessState.ExitCode() == 0 {
+					t.Error("it ended well")
+				}
+			case <-time.After(10 * time.Second):
+				t.Errorf("it serves:\n%s", p.out)
+			}
+		})
+	}
+}
+
 // TestNoSecretGetsOut greps all that a server prints, counts and answers for words that came in
 // where secrets do, after it was made to complain in every way that can be thought of here.
 func TestNoSecretGetsOut(t *testing.T) {

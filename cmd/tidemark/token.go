@@ -164,7 +164,8 @@ func (c *TokenCmd) try(ctx context.Context, signer *credential.Signer, token str
 // jwtSecret reads a secret: from a file if one is named, else from TIDEMARK_JWT_SECRET; nil if there
 // is neither. A line's end after it does not belong to it.
 func jwtSecret(file string) ([]byte, error) {
-	secret := []byte(os.Getenv("TIDEMARK_JWT_SECRET"))
+	text, set := os.LookupEnv("TIDEMARK_JWT_SECRET")
+	secret := []byte(text)
 	if file != "" {
 		var err error
 		if secret, err = readKeyFile(file); err != nil {
@@ -177,6 +178,8 @@ func jwtSecret(file string) ([]byte, error) {
 		return secret, nil
 	case file != "":
 		return nil, fmt.Errorf("%s is empty", file)
+	case set:
+		return nil, errors.New("TIDEMARK_JWT_SECRET is empty: give it a secret, or unset it")
 	}
 	return nil, nil
 }

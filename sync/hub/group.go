@@ -265,7 +265,14 @@ func (p *prepared) sees(row rowState) bool {
 	if p.row != nil && p.row.Seq() == row.seq {
 		return p.seen
 	}
-	return sees(p.filters, row.value)
+	if seen, ok := p.asked[row.seq]; ok || len(p.filters) == 0 {
+		return seen || len(p.filters) == 0
+	}
+	seen := sees(p.filters, row.value)
+	if p.asked != nil {
+		p.asked[row.seq] = seen
+	}
+	return seen
 }
 
 // covers tells the same of what is to be written.
@@ -452,6 +459,9 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		}
 	}
 	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
+	if p.asked != nil && len(p.filters) > 0 && rec.Op < feed.Remove {
+		p.asked[d.Seq] = true // covers said so
+	}
 	g.next++
 	text := len(rec.Key) + len(rec.Collection) + len(rec.ID)
 	g.size += text + len(rec.Value) + recordCost + len(r.Tenant) + len(r.Client) // as if it were a transaction of its own

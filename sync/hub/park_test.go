@@ -604,3 +604,41 @@ func TestNobodyIsToldLateBecauseOthersSeeBySlowFilters(t *testing.T) {
 		}
 	})
 }
+
+// hiccup is a fast filter whose goroutine is once preempted for 3 ms.
+type hiccup struct {
+	owner
+	n *atomic.Int64
+}
+
+func (f hiccup) Sees(value string) bool {
+	if f.n.Add(1) == 1 {
+		time.Sleep(3 * time.Millisecond)
+	}
+	return f.owner.Sees(value)
+}
+
+func TestAFilterThatWasHeldUpOnceIsParkedAgain(t *testing.T) {
+	inParking(t, func(t *testing.T, h *hub.Hub) {
+		g := of("ann")
+		g.Filters[0].Filter = hiccup{"ann", new(atomic.Int64)}
+		s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &prompt{seat: &seat{t: t, s: s}}
+		s.Park(p)
+		go p.lane()
+		time.Sleep(time.Second)
+		write(t, h, put("todos", "first", `{"owner":"ann"}`)) // it is held up here
+		time.Sleep(time.Second)
+		p.came.Store(0)
+		for i := range 300 {
+			write(t, h, put("todos", fmt.Sprint(i), `{"owner":"ann"}`))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if p.came.Load() == 0 {
+			t.Error("one stall of 3 ms, and it is not parked after 300 asks that took nothing")
+		}
+	})
+}

@@ -191,7 +191,7 @@ func revokedSince(c *feed.Change) int64 {
 	if _, err := fmt.Sscanf(c.Value(), revokedAt, &wall); err != nil {
 		return c.At() // of a version that wrote none
 	}
-	if c.At()-wall > clockSlip.Milliseconds() {
+	if c.At()-wall > clockSlip.Milliseconds() && c.At() > time.Now().UnixMilli() { // else it is the wall clock that was behind
 		return wall
 	}
 	return c.At()

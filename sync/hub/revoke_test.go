@@ -102,28 +102,42 @@ func TestAConnectionLivesAsLongAsTheCredentialThatItIsGivenLast(t *testing.T) {
 	})
 }
 
+// A cursor says for whose eyes it was made, and a connection's are all of one kind.
 func TestANewCredentialThatSeesOtherRowsStartsAnew(t *testing.T) {
 	h := open(t, feedtest.NewMemory(), hub.Options{})
-	write(t, h, put("todos", "1", `{"owner":"ann"}`))
-	write(t, h, put("todos", "2", `{"owner":"bob"}`))
-	s := follow(t, h, of("ann"))
-	if b, err := s.Next(context.Background()); err != nil || len(b.Items) != 1 || !b.Live {
-		t.Fatal(b, err)
-	}
-	wide := of("ann")
-	wide.Filters = nil
-	if err := s.Renew(wide, "done"); err != nil {
-		t.Fatal(err)
-	}
-	b, err := s.Next(context.Background())
-	if err != nil || len(b.Resets) != 1 || len(b.Items) != 2 || len(b.Replies) != 1 {
+	write(t, h, put("todos", "1", `{"owner":"red"}`), put("todos", "2", `{"owner":"blue"}`))
+	red, blue := of("red"), of("blue") // teams of one person, who was moved
+	red.Subject, blue.Subject = "ada", "ada"
+	s := follow(t, h, red)
+	b, err := s.Next(t.Context())
+	if err != nil || len(b.Items) != 1 {
 		t.Fatalf("%+v, %v", b, err)
 	}
-	if err := s.Renew(of("ann"), "done"); err != nil {
+	cursor := b.Cursor.String()
+	if err := s.Renew(blue, "done"); err != nil {
 		t.Fatal(err)
 	}
-	if b, err = s.Next(context.Background()); err != nil || len(b.Resets) != 1 || len(b.Items) != 1 {
+	b, err = s.Next(t.Context())
+	if err != nil || len(b.Replies) != 1 || len(b.Items) != 0 {
 		t.Fatalf("%+v, %v", b, err)
+	}
+	var ended *hub.Ended
+	if _, err := s.Next(t.Context()); !errors.As(err, &ended) || ended.Reason != hub.EndExpired {
+		t.Fatal(err)
+	}
+	s.Close()
+	for _, back := range []struct {
+		grant  hub.Grant
+		resets int
+	}{{blue, 1}, {red, 0}} {
+		s, err := h.Open(back.grant, "acme", []feed.Start{{Collection: "todos", Cursors: []string{cursor}}}, hub.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := s.Next(t.Context()); err != nil || len(b.Resets) != back.resets || len(b.Items) != back.resets {
+			t.Errorf("as %s: %+v, %v", back.grant.Filters[0].Filter.Identity(), b, err)
+		}
+		s.Close()
 	}
 }
 
@@ -431,5 +445,21 @@ func TestACredentialThatIsRevokedWhileAFeedGetsItEndsTheFeed(t *testing.T) {
 			}
 		}
 		s.Close()
+	}
+}
+
+func TestARevocationUnderAClockThatIsBehindHolds(t *testing.T) {
+	stolen := given("ann", "", time.Hour) // issued by another machine, whose clock is right
+	stolen.Issued = time.Now().Add(-time.Minute)
+	clock := &wildClock{wall: time.Now().Add(-time.Second)}
+	h := open(t, feedtest.NewMemory(), hub.Options{Clock: clock})
+	write(t, h, put("todos", "1", `{}`))
+	clock.wall = time.Unix(0, 0) // the machine lost its clock
+	if err := h.Revoke(t.Context(), hub.Grant{Tenant: "*", Admin: true}, hub.Revocation{Tenant: "acme", Subject: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	clock.wall = time.Now()
+	if err := h.MayUse(stolen, "acme"); err == nil {
+		t.Error("it was revoked, and counts")
 	}
 }

@@ -182,8 +182,9 @@ func (s *Session) Grant() Grant {
 }
 
 // Renew puts another grant in the place of the session's: it lives as long as that one,
-// and done is the reply. Where it sees other rows of a collection, that one starts anew. A
-// *Refusal: it is another's, or does not cover what is followed, and nothing was changed.
+// and done is the reply. Where it sees other rows, the session ends after it with EndExpired, and
+// the next one starts anew. A *Refusal: it is another's, or does not cover what is followed, and
+// nothing was changed.
 func (s *Session) Renew(g Grant, done string) error {
 	if err := s.hub.MayUse(g, s.tenant.name); err != nil {
 		return err
@@ -206,12 +207,8 @@ func (s *Session) Renew(g Grant, done string) error {
 		return revoked()
 	}
 	s.grant = g
-	for _, u := range s.subs {
-		if filters := g.filters(u.view.name); !u.sieve.same(filters) {
-			s.narrow(u, filters)
-			u.reason = feed.ResetExpired
-			s.live = false
-		}
+	if s.hub.EpochOf(g) != s.epoch { // its cursors are those of what the other one sees
+		s.ended = &Ended{Reason: EndExpired, Detail: "the new credential sees other rows: come back with it"}
 	}
 	s.reply(done)
 	return nil

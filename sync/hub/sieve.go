@@ -18,6 +18,7 @@ type sieve struct {
 	identity string
 	filters  []Filter
 
+	held  atomic.Int32                    // so many quick answers in a row until it counts as quick again; see ask
 	slow  atomic.Bool                     // it took long once: who sees by it is served alone
 	refs  int                             // guarded by sieves.mu
 	found atomic.Pointer[[]atomic.Uint64] // nil while there is one that uses it: it asks once for each change
@@ -130,11 +131,18 @@ func (x *sieve) sees(c *feed.Change) bool {
 // slowFilter is from when on a filter is slow: others are not to wait for it.
 const slowFilter = time.Millisecond
 
+// quickAfter is after how many quick answers in a row a slow one is forgotten.
+const quickAfter = 64
+
 func (x *sieve) ask(c *feed.Change) bool {
 	began := time.Now()
 	seen := sees(x.filters, c.Value())
+	// Anybody is held up for a millisecond now and then.
 	if time.Since(began) >= slowFilter {
+		x.held.Store(quickAfter)
 		x.slow.Store(true)
+	} else if x.slow.Load() && x.held.Add(-1) <= 0 {
+		x.slow.Store(false)
 	}
 	return seen
 }

@@ -104,6 +104,8 @@ type prepared struct {
 	fits bool         // of value
 	row  *feed.Change // that was there then, nil: none was
 	seen bool         // of row
+	// asked is what they said since then, of the rows that the request met; nil: it is one change alone.
+	asked map[feed.Seq]bool
 }
 
 // Write writes a request and waits until it is durable, or refused. A *Refusal says
@@ -152,8 +154,13 @@ func (h *Hub) begin(p *Pending) error {
 // write, and of the rows as they are now.
 func (p *Pending) look(t *tenant) {
 	var asked map[*feed.Change]bool
+	var met map[feed.Seq]bool
+	if len(p.writes) > 1 {
+		met = make(map[feed.Seq]bool)
+	}
 	for i := range p.writes {
 		x, w := &p.writes[i], &p.req.Writes[i]
+		x.asked = met
 		if len(x.filters) == 0 {
 			continue
 		}
