@@ -22,8 +22,15 @@ func readConfigFile(r io.Reader) (kong.Resolver, error) {
 	if f, ok := r.(*os.File); ok {
 		c.name = f.Name()
 	}
-	var doc yaml.Node
-	if err := yaml.NewDecoder(r).Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+	var doc, second yaml.Node
+	from := yaml.NewDecoder(r)
+	if err := from.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: %w", c.name, err)
+	}
+	switch err := from.Decode(&second); {
+	case err == nil:
+		return nil, c.errorf(&second, "a second document begins here (---), and there may be one: what it says would be ignored")
+	case !errors.Is(err, io.EOF):
 		return nil, fmt.Errorf("%s: %w", c.name, err)
 	}
 	for _, top := range doc.Content {
@@ -109,11 +116,15 @@ func (c *configFile) Resolve(_ *kong.Context, parent *kong.Path, flag *kong.Flag
 		return value.Value, nil
 	case value.Kind == yaml.SequenceNode:
 		var list []string
+		var whole []any
 		for _, item := range value.Content {
 			if item.Kind != yaml.ScalarNode {
 				return nil, c.errorf(item, "%s: a list of plain values belongs here", flag.Name)
 			}
-			list = append(list, item.Value)
+			list, whole = append(list, item.Value), append(whole, item.Value)
+		}
+		if flag.Tag.Sep == -1 { // none: kong would take them for one
+			return whole, nil
 		}
 		return kong.JoinEscaped(list, flag.Tag.Sep), nil
 	}

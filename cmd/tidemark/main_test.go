@@ -59,6 +59,8 @@ func TestMistakeInTheConfigFileIsNamedAndNotIgnored(t *testing.T) {
 		"tail: yes\n":                             `"tail" is a command`,
 		"- tenant\n":                              `a list of names with values belongs here`,
 		"tenant: [\n":                             `yaml`,
+		"tenant: a\n---\nurl: x\n":                `:2: a second document`,
+		"tenant: a\n---\nurl: [\n":                `yaml`,
 		"tail:\n  transport: pigeon\n":            `must be one of`,
 		"once: maybe\nurl: http://127.0.0.1:1\n":  `--once`,
 		"tenant: a\ntail:\n  tenant: [[a]]\n":     `a list of plain values belongs here`,

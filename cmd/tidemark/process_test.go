@@ -223,3 +223,15 @@ func TestALimitOf0IsRefused(t *testing.T) {
 		}
 	}
 }
+
+// Whoever has several tenants with limits of their own writes them as a list.
+func TestLimitsOfSeveralTenantsStandInTheConfigFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tidemark.yaml")
+	if err := os.WriteFile(file, []byte("serve:\n  tenant-limit:\n    - acme:rows=5,writes=100\n    - globex:rows=0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out := tidemark(t, "serve", "--config", file, "--data", t.TempDir())
+	if code == 0 || !strings.Contains(out, `--tenant-limit globex: "rows=0" must be above 0`) {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+}

@@ -103,11 +103,11 @@ func run(ctx context.Context, c Config) (err error) {
 	}
 	var cert *tls.Config
 	if c.TLSCert != "" {
-		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		files, err := readCertificate(c.TLSCert, c.TLSKey, c.Logger)
 		if err != nil {
 			return fmt.Errorf("read --tls-cert and --tls-key: %w", err)
 		}
-		cert = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+		cert = &tls.Config{GetCertificate: files.get, MinVersion: tls.VersionTLS12}
 	}
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)

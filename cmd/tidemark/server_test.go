@@ -385,6 +385,64 @@ func TestDevTeaches(t *testing.T) {
 	}
 }
 
+// TestCertificateThatWasRenewedIsServedWithoutARestart: else every client is locked out once the one of the start has ended.
+func TestCertificateThatWasRenewedIsServedWithoutARestart(t *testing.T) {
+	dir := t.TempDir()
+	files := []string{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
+	renew := func(serial int64) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: keyDER}} {
+			if err := os.WriteFile(files[i], pem.EncodeToMemory(&block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Now().Add(time.Duration(serial) * time.Minute) // whatever the file system's clock can tell apart
+			if err := os.Chtimes(files[i], at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	renew(1)
+	addr := freePort(t)
+	start(t, "serve", "--listen", addr, "--admin-listen", "off", "--data", filepath.Join(dir, "data"), "--tls-cert", files[0], "--tls-key", files[1])
+	served := func() int64 {
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+			if err == nil {
+				defer c.Close()
+				return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := served(); n != 1 {
+		t.Fatalf("certificate %d", n)
+	}
+	renew(2)
+	if n := served(); n != 2 {
+		t.Errorf("after it was renewed, certificate %d is served", n)
+	}
+	if err := os.WriteFile(files[1], []byte("half a k"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := served(); n != 2 {
+		t.Errorf("while the key is written, certificate %d is served", n)
+	}
+}
+
 // TestTLS: behind TLS, and so on HTTP/2, a feed, a poll or a write does not work.
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
