@@ -98,14 +98,6 @@ func (s *sieves) leave(x *sieve) {
 	}
 }
 
-// same tells whether filters see what the sieve, nil for everything, does.
-func (x *sieve) same(filters []Filter) bool {
-	if x == nil {
-		return len(filters) == 0
-	}
-	return x.identity == identity(filters)
-}
-
 // sees tells whether a change leaves a row that is seen.
 func (x *sieve) sees(c *feed.Change) bool {
 	if c.Op() >= feed.Remove {
