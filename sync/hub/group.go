@@ -254,23 +254,21 @@ func (g *group) fits(t *tenant, name string, before growth, mem int64, limits *L
 
 // find is a row as the caller finds it: one out of sight is not there.
 func (p *prepared) find(row rowState) rowState {
-	if row.seq != 0 && !p.sees(row) {
+	if row.seq != 0 && !p.sees(row.seq, row.value) {
 		return rowState{last: row.last}
 	}
 	return row
 }
 
-// sees tells whether the filters let a row through, which mostly is the one that was looked at.
-func (p *prepared) sees(row rowState) bool {
-	if p.row != nil && p.row.Seq() == row.seq {
-		return p.seen
+// sees tells whether the filters let a row through, which mostly was asked before.
+func (p *prepared) sees(seq feed.Seq, value string) bool {
+	if len(p.filters) == 0 {
+		return true
 	}
-	if seen, ok := p.asked[row.seq]; ok || len(p.filters) == 0 {
-		return seen || len(p.filters) == 0
-	}
-	seen := sees(p.filters, row.value)
-	if p.asked != nil {
-		p.asked[row.seq] = seen
+	seen, ok := p.asked[seq]
+	if !ok {
+		seen = sees(p.filters, value)
+		p.asked[seq] = seen
 	}
 	return seen
 }
@@ -284,24 +282,9 @@ func (p *prepared) covers(value string) bool {
 // itself, whole, where it may not read, and what its id once did to a row that is out of
 // its sight.
 func (p *Pending) cover(r *Result) {
-	var asked map[feed.Seq]bool
 	for i := range r.Outcomes {
 		w, o := &p.writes[i], &r.Outcomes[i]
-		if w.blind && (o.Status != OK || w.value == "") {
-			o.Value = ""
-		}
-		if o.Status == OK || o.Value == "" || len(w.filters) == 0 {
-			continue
-		}
-		seen, ok := asked[o.Seq]
-		if !ok {
-			if asked == nil {
-				asked = make(map[feed.Seq]bool)
-			}
-			seen = w.sees(rowState{seq: o.Seq, value: o.Value})
-			asked[o.Seq] = seen
-		}
-		if !seen {
+		if w.blind && (o.Status != OK || w.value == "") || o.Status != OK && o.Value != "" && !w.sees(o.Seq, o.Value) {
 			o.Value = ""
 		}
 	}
@@ -459,7 +442,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 		}
 	}
 	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
-	if p.asked != nil && len(p.filters) > 0 && rec.Op < feed.Remove {
+	if len(p.filters) > 0 && rec.Op < feed.Remove {
 		p.asked[d.Seq] = true // covers said so
 	}
 	g.next++

@@ -100,11 +100,9 @@ type prepared struct {
 	filters      []Filter // a row that does not pass them can't be written, nor be found
 	blind        bool     // the caller may not read: no row is shown
 
-	// What the filters said before it stood in line; see look.
-	fits bool         // of value
-	row  *feed.Change // that was there then, nil: none was
-	seen bool         // of row
-	// asked is what they said since then, of the rows that the request met; nil: it is one change alone.
+	// What the filters said, before it stood in line (see look) and since then: of value, and of the rows that the
+	// request met, by sequence; all its changes share that. nil: there are no filters.
+	fits  bool
 	asked map[feed.Seq]bool
 }
 
@@ -153,14 +151,10 @@ func (h *Hub) begin(p *Pending) error {
 // look asks the filters before the request stands in line, where nobody but its sender waits for them: of what it is to
 // write, and of the rows as they are now.
 func (p *Pending) look(t *tenant) {
-	var asked map[*feed.Change]bool
-	var met map[feed.Seq]bool
-	if len(p.writes) > 1 {
-		met = make(map[feed.Seq]bool)
-	}
+	asked := make(map[feed.Seq]bool)
 	for i := range p.writes {
 		x, w := &p.writes[i], &p.req.Writes[i]
-		x.asked = met
+		x.asked = asked
 		if len(x.filters) == 0 {
 			continue
 		}
@@ -168,23 +162,15 @@ func (p *Pending) look(t *tenant) {
 		if t == nil {
 			continue
 		}
+		var c *feed.Change
 		t.mu.RLock()
 		if v := t.views[w.Collection]; v != nil {
-			x.row = v.row(w.Key)
+			c = v.row(w.Key)
 		}
 		t.mu.RUnlock()
-		if x.row == nil {
-			continue
+		if c != nil {
+			x.sees(c.Seq(), c.Value())
 		}
-		seen, ok := asked[x.row]
-		if !ok {
-			if asked == nil {
-				asked = make(map[*feed.Change]bool)
-			}
-			seen = sees(x.filters, x.row.Value())
-			asked[x.row] = seen
-		}
-		x.seen = seen
 	}
 }
 
