@@ -22,17 +22,10 @@ func TestABitThatFlipsDoesNotStopAServerWithAHistory(t *testing.T) {
 		dir := memoryDir(t)
 		opts := broker.Options{Dir: dir, History: &history.Options{}}
 		l := openWith(t, opts)
-		last, next, prev := feed.Position(0), feed.Seq(1), feed.Sum{}
+		w := writing{}
 		add := func() {
 			t.Helper()
-			g := feed.Group{Epoch: l.Epoch(), Position: last + 1, First: next, At: 1, Times: feed.Times{Age: 1, Steady: 1}, Prev: prev,
-				Transactions: []feed.Transaction{{Tenant: "acme", Records: []feed.Record{{Op: feed.Insert, Collection: "todos", Key: "1", Value: `{"a":1}`}}}}}
-			var b []byte
-			b, prev = feed.AppendGroup(nil, &g)
-			if _, err := l.Append(t.Context(), last, b); err != nil {
-				t.Fatal(err)
-			}
-			last, next = last+1, next+1
+			w.add(t, l, one("acme", `{"a":1}`))
 		}
 		for range 12 {
 			add()
@@ -54,7 +47,7 @@ func TestABitThatFlipsDoesNotStopAServerWithAHistory(t *testing.T) {
 		}
 		if err := l.Rewrite(t.Context(), func(ctx context.Context) error {
 			add()
-			return l.SaveCheckpoint(ctx, last, onePart([]byte("state")))
+			return l.SaveCheckpoint(ctx, w.last, onePart([]byte("state")))
 		}); err != nil {
 			t.Fatalf("byte %d of %d: %v", place, len(b), err)
 		}
@@ -68,15 +61,9 @@ func TestAShorterHistoryMakesRoomAtOnce(t *testing.T) {
 	dir := memoryDir(t)
 	opts := broker.Options{Dir: dir, History: &history.Options{SegmentBytes: 64 << 10}}
 	l := openWith(t, opts)
-	prev := feed.Sum{}
-	for p := range feed.Position(40) {
-		g := feed.Group{Epoch: l.Epoch(), Position: p + 1, First: feed.Seq(p + 1), At: 1, Times: feed.Times{Age: 1, Steady: 1}, Prev: prev,
-			Transactions: []feed.Transaction{{Tenant: "acme", Records: []feed.Record{{Op: feed.Insert, Collection: "todos", Key: "1", Value: `{"a":"` + strings.Repeat("x", 30_000) + `"}`}}}}}
-		var b []byte
-		b, prev = feed.AppendGroup(nil, &g)
-		if _, err := l.Append(t.Context(), p, b); err != nil {
-			t.Fatal(err)
-		}
+	w := writing{}
+	for range 40 {
+		w.add(t, l, one("acme", `{"a":"`+strings.Repeat("x", 30_000)+`"}`))
 	}
 	save(t, l, 40, []byte("state"))
 	if err := l.Trim(t.Context(), 40); err != nil {
@@ -105,4 +92,28 @@ func sizeOf(t *testing.T, dir string) (n int64) {
 		n += info.Size()
 	}
 	return n
+}
+
+// writing is where a log stands that has only groups with something in them.
+type writing struct {
+	last feed.Position
+	next feed.Seq
+	prev feed.Sum
+}
+
+// add appends a group.
+func (w *writing) add(t *testing.T, l *broker.Log, all ...feed.Transaction) {
+	t.Helper()
+	g := feed.Group{Epoch: l.Epoch(), Position: w.last + 1, First: w.next + 1, At: 1, Times: feed.Times{Age: 1, Steady: 1}, Prev: w.prev, Transactions: all}
+	var b []byte
+	b, w.prev = feed.AppendGroup(nil, &g)
+	if _, err := l.Append(t.Context(), w.last, b); err != nil {
+		t.Fatal(err)
+	}
+	w.last, w.next = w.last+1, w.next+feed.Seq(len(all))
+}
+
+// one is a tenant's transaction of one row.
+func one(tenant, value string) feed.Transaction {
+	return feed.Transaction{Tenant: tenant, Records: []feed.Record{{Op: feed.Insert, Collection: tenant, Key: tenant, Value: value}}}
 }

@@ -516,18 +516,9 @@ func TestAHistoryForgetsWhetherOrNotItIsKeptOn(t *testing.T) {
 	for _, on := range []bool{true, false} {
 		dir := t.TempDir()
 		l := openWith(t, broker.Options{Dir: dir, History: &history.Options{}})
-		next, prev := feed.Seq(1), feed.Sum{}
-		for p := range feed.Position(9) {
-			g := feed.Group{Epoch: l.Epoch(), Position: p + 1, First: next, At: 1, Times: feed.Times{Age: 1, Steady: 1}, Prev: prev}
-			for _, tenant := range []string{"CANARY", "other"} {
-				g.Transactions = append(g.Transactions, feed.Transaction{Tenant: tenant, Records: []feed.Record{{Op: feed.Insert, Collection: tenant, Key: tenant, Value: `{"of":"` + tenant + `"}`}}})
-				next++
-			}
-			var b []byte
-			b, prev = feed.AppendGroup(nil, &g)
-			if _, err := l.Append(t.Context(), p, b); err != nil {
-				t.Fatal(err)
-			}
+		w := writing{}
+		for range 9 {
+			w.add(t, l, one("CANARY", `{"of":"CANARY"}`), one("other", `{"of":"other"}`))
 		}
 		save(t, l, 9, []byte("state"))
 		if err := l.Trim(t.Context(), 9); err != nil {
@@ -537,7 +528,7 @@ func TestAHistoryForgetsWhetherOrNotItIsKeptOn(t *testing.T) {
 			closeLog(t, l)
 			l = openWith(t, broker.Options{Dir: dir})
 		}
-		if err := l.ForgetHistory(t.Context(), "CANARY", next-1); err != nil {
+		if err := l.ForgetHistory(t.Context(), "CANARY", w.next); err != nil {
 			t.Fatal(err)
 		}
 		found := map[string]int{}

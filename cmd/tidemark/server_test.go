@@ -385,25 +385,31 @@ func TestDevTeaches(t *testing.T) {
 	}
 }
 
+// certify makes a certificate for this machine, signed by itself, and its key.
+func certify(t *testing.T, template *x509.Certificate) (pair [2]pem.Block) {
+	t.Helper()
+	template.NotAfter, template.IPAddresses = time.Now().Add(time.Hour), []net.IP{net.IPv4(127, 0, 0, 1)}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return [2]pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: private}}
+}
+
 // TestCertificateThatWasRenewedIsServedWithoutARestart: else every client is locked out once the one of the start has ended.
 func TestCertificateThatWasRenewedIsServedWithoutARestart(t *testing.T) {
 	dir := t.TempDir()
 	files := []string{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
 	renew := func(serial int64) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-		cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, block := range []pem.Block{{Type: "CERTIFICATE", Bytes: cert}, {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		for i, block := range certify(t, &x509.Certificate{SerialNumber: big.NewInt(serial)}) {
 			if err := os.WriteFile(files[i], pem.EncodeToMemory(&block), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -446,32 +452,19 @@ func TestCertificateThatWasRenewedIsServedWithoutARestart(t *testing.T) {
 // TestTLS: behind TLS, and so on HTTP/2, a feed, a poll or a write does not work.
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, b []byte) string {
+	pair := certify(t, &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true})
+	write := func(name string, block pem.Block) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}), 0o600); err != nil {
+		if err := os.WriteFile(path, pem.EncodeToMemory(&block), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
 	addr := freePort(t)
 	p := start(t, "serve", "--listen", addr, "--data", filepath.Join(dir, "data"),
-		"--tls-cert", write("cert.pem", "CERTIFICATE", der), "--tls-key", write("key.pem", "PRIVATE KEY", keyDER))
+		"--tls-cert", write("cert.pem", pair[0]), "--tls-key", write("key.pem", pair[1]))
 	pool := x509.NewCertPool()
-	cert, err := x509.ParseCertificate(der)
+	cert, err := x509.ParseCertificate(pair[0].Bytes)
 	if err != nil {
 		t.Fatal(err)
 	}

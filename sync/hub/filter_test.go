@@ -573,24 +573,30 @@ func TestWhoWritesDoesNotWaitUntilAllRowsAreGoneOverBySlowFilters(t *testing.T) 
 	}
 }
 
-func TestWhoComesBackWithACredentialThatSeesOtherRowsHoldsTheseInTheEnd(t *testing.T) {
-	h := open(t, feedtest.NewMemory(), hub.Options{})
+// moved is somebody who followed todos as one of the red team, up to a cursor, and is one of the blue one now.
+func moved(t *testing.T) (h *hub.Hub, red, blue hub.Grant, s *hub.Session, cursor string) {
+	t.Helper()
+	h = open(t, feedtest.NewMemory(), hub.Options{})
 	write(t, h, put("todos", "1", `{"owner":"red"}`), put("todos", "2", `{"owner":"blue"}`))
-	red, blue := of("red"), of("blue") // teams of one person, who was moved
+	red, blue = of("red"), of("blue")
 	red.Subject, blue.Subject = "ada", "ada"
-	s := follow(t, h, red)
+	s = follow(t, h, red)
 	b, err := s.Next(t.Context())
 	if err != nil || len(b.Items) != 1 || !b.Live {
 		t.Fatal(b, err)
 	}
-	cursor := b.Cursor.String()
+	return h, red, blue, s, b.Cursor.String()
+}
+
+func TestWhoComesBackWithACredentialThatSeesOtherRowsHoldsTheseInTheEnd(t *testing.T) {
+	h, _, blue, s, cursor := moved(t)
 	s.Close()
-	s, err = h.Open(blue, "acme", []feed.Start{{Collection: "todos", Cursors: []string{cursor}}}, hub.SessionOptions{})
+	s, err := h.Open(blue, "acme", []feed.Start{{Collection: "todos", Cursors: []string{cursor}}}, hub.SessionOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if b, err = s.Next(t.Context()); err != nil || len(b.Resets) != 1 || len(b.Items) != 1 {
+	if b, err := s.Next(t.Context()); err != nil || len(b.Resets) != 1 || len(b.Items) != 1 {
 		t.Errorf("she keeps what she may not see any more, and is not shown what she may: %+v, %v", b, err)
 	}
 }

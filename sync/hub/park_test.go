@@ -576,6 +576,20 @@ func (p *prompt) Deliver(b *feed.Batch, d *hub.Desk) bool {
 	return p.seat.Deliver(b, d)
 }
 
+// prompts sits down a seat of that kind.
+func prompts(t *testing.T, h *hub.Hub, g hub.Grant, tenant string) *prompt {
+	t.Helper()
+	s, err := h.Open(g, tenant, []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &prompt{seat: &seat{t: t, s: s}}
+	s.Park(p)
+	go p.lane()
+	time.Sleep(time.Second)
+	return p
+}
+
 func TestNobodyIsToldLateBecauseOthersSeeBySlowFilters(t *testing.T) {
 	inParking(t, func(t *testing.T, h *hub.Hub) {
 		for i := range 40 {
@@ -583,14 +597,7 @@ func TestNobodyIsToldLateBecauseOthersSeeBySlowFilters(t *testing.T) {
 			g.Filters[0].Filter = heavy{owner(fmt.Sprint(i))}
 			sit(t, h, g, hub.SessionOptions{})
 		}
-		s, err := h.Open(hub.Everything, "globex", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := &prompt{seat: &seat{t: t, s: s}}
-		s.Park(p)
-		go p.lane()
-		time.Sleep(time.Second)
+		p := prompts(t, h, hub.Everything, "globex")
 		for round := range 2 { // the first time nobody knows that they are slow
 			write(t, h, put("todos", "1", `{"owner":"ann"}`))
 			if _, err := h.Write(t.Context(), hub.Everything, hub.Request{Tenant: "globex", Writes: []hub.Write{put("todos", "1", `{}`)}}); err != nil {
@@ -622,14 +629,7 @@ func TestAFilterThatWasHeldUpOnceIsParkedAgain(t *testing.T) {
 	inParking(t, func(t *testing.T, h *hub.Hub) {
 		g := of("ann")
 		g.Filters[0].Filter = hiccup{"ann", new(atomic.Int64)}
-		s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := &prompt{seat: &seat{t: t, s: s}}
-		s.Park(p)
-		go p.lane()
-		time.Sleep(time.Second)
+		p := prompts(t, h, g, "acme")
 		write(t, h, put("todos", "first", `{"owner":"ann"}`)) // it is held up here
 		time.Sleep(time.Second)
 		p.came.Store(0)

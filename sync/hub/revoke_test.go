@@ -104,20 +104,11 @@ func TestAConnectionLivesAsLongAsTheCredentialThatItIsGivenLast(t *testing.T) {
 
 // A cursor says for whose eyes it was made, and a connection's are all of one kind.
 func TestANewCredentialThatSeesOtherRowsStartsAnew(t *testing.T) {
-	h := open(t, feedtest.NewMemory(), hub.Options{})
-	write(t, h, put("todos", "1", `{"owner":"red"}`), put("todos", "2", `{"owner":"blue"}`))
-	red, blue := of("red"), of("blue") // teams of one person, who was moved
-	red.Subject, blue.Subject = "ada", "ada"
-	s := follow(t, h, red)
-	b, err := s.Next(t.Context())
-	if err != nil || len(b.Items) != 1 {
-		t.Fatalf("%+v, %v", b, err)
-	}
-	cursor := b.Cursor.String()
+	h, red, blue, s, cursor := moved(t)
 	if err := s.Renew(blue, "done"); err != nil {
 		t.Fatal(err)
 	}
-	b, err = s.Next(t.Context())
+	b, err := s.Next(t.Context())
 	if err != nil || len(b.Replies) != 1 || len(b.Items) != 0 {
 		t.Fatalf("%+v, %v", b, err)
 	}

@@ -143,22 +143,27 @@ func TestWhatAServerDoesWrongIsReported(t *testing.T) {
 	}
 }
 
-func TestAReplayThatLosesRowsIsReported(t *testing.T) {
-	var mu sync.Mutex
-	var frames []string
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/acme/changes", func(w http.ResponseWriter, r *http.Request) {
+// taking takes changes, and keeps what is made of each, which is told whether more of its request follow.
+func taking(mu *sync.Mutex, frames *[]string, of func(frame string, more bool) string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		var b struct{ Changes []json.RawMessage }
 		_ = json.NewDecoder(r.Body).Decode(&b)
 		mu.Lock()
 		defer mu.Unlock()
 		var results []string
-		for _, c := range b.Changes {
-			frames = append(frames, fmt.Sprintf("data: {\"type\":\"change\",\"seq\":%d,%s\n\n", len(frames)+1, c[1:]))
-			results = append(results, fmt.Sprintf(`{"seq":%d}`, len(frames)))
+		for i, c := range b.Changes {
+			*frames = append(*frames, of(fmt.Sprintf(`{"type":"change","seq":%d,%s`, len(*frames)+1, c[1:]), i+1 < len(b.Changes)))
+			results = append(results, fmt.Sprintf(`{"seq":%d}`, len(*frames)))
 		}
 		fmt.Fprintf(w, `{"results":[%s]}`, strings.Join(results, ","))
-	})
+	}
+}
+
+func TestAReplayThatLosesRowsIsReported(t *testing.T) {
+	var mu sync.Mutex
+	var frames []string
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/acme/changes", taking(&mu, &frames, func(frame string, _ bool) string { return "data: " + frame + "\n\n" }))
 	mux.HandleFunc("GET /v1/acme/feed", func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		for i, f := range frames {
@@ -297,22 +302,12 @@ func TestWhatANetworkCutsOffIsNoFaultOfTheServer(t *testing.T) {
 		var frames []string // of transactions of two
 		feeds := 0
 		mux := http.NewServeMux()
-		mux.HandleFunc("POST /v1/acme/changes", func(w http.ResponseWriter, r *http.Request) {
-			var b struct{ Changes []json.RawMessage }
-			_ = json.NewDecoder(r.Body).Decode(&b)
-			mu.Lock()
-			defer mu.Unlock()
-			var results []string
-			for i, c := range b.Changes {
-				frame := fmt.Sprintf(`{"type":"change","seq":%d,%s`, len(frames)+1, c[1:])
-				if i+1 < len(b.Changes) {
-					frame = strings.TrimSuffix(frame, "}") + `,"more":true}`
-				}
-				frames = append(frames, frame)
-				results = append(results, fmt.Sprintf(`{"seq":%d}`, len(frames)))
+		mux.HandleFunc("POST /v1/acme/changes", taking(&mu, &frames, func(frame string, more bool) string {
+			if more {
+				frame = strings.TrimSuffix(frame, "}") + `,"more":true}`
 			}
-			fmt.Fprintf(w, `{"results":[%s]}`, strings.Join(results, ","))
-		})
+			return frame
+		}))
 		mux.HandleFunc("GET /v1/acme/feed", func(w http.ResponseWriter, r *http.Request) {
 			mu.Lock()
 			feeds++
