@@ -258,8 +258,8 @@ func TestOneStoreOneProcess(t *testing.T) {
 // TestDrain: a deploy cuts clients off without a word, or takes longer than a
 // supervisor waits.
 func TestDrain(t *testing.T) {
-	addr := freePort(t)
-	server := serve(t, addr, t.TempDir())
+	addr, admin := freePort(t), freePort(t)
+	server := serve(t, addr, t.TempDir(), "--admin-listen", admin)
 	ends := make(chan error, len(follow.Transports))
 	live := make(chan struct{}, len(follow.Transports))
 	for _, transport := range follow.Transports {
@@ -298,6 +298,18 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		case <-time.After(20 * time.Second):
 			t.Fatal("not live")
+		}
+	}
+	// A poll that is not there yet again would be told 503, as any new request is. The feed of the one before may be seen
+	// for a moment.
+	for held, over := 0, time.Now().Add(20*time.Second); held < 5; {
+		if time.Now().After(over) {
+			t.Fatal("the poll does not come again")
+		}
+		if _, metrics, _ := call(t, "GET", "http://"+admin+"/metrics", "", ""); strings.Contains(metrics, fmt.Sprintf("\ntidemark_sessions %d\n", len(follow.Transports))) {
+			held++
+		} else {
+			held = 0
 		}
 	}
 	began := time.Now()
