@@ -121,12 +121,15 @@ func (l *Log) watch() {
 		case <-l.done:
 			return
 		case <-l.nats.Load().log.failing.Done():
-			err := l.mend(ctx)
-			if errors.Is(err, feed.ErrDamaged) {
+			switch err := l.mend(ctx); {
+			case errors.Is(err, feed.ErrDamaged):
 				l.opts.Damaged(ctx, err)
-			}
-			if l.nats.Load().failing() {
-				return // nothing replaces it any more
+				// Where that has helped, the new server may have failed by now: that is another matter.
+				if b := l.broken.Load(); b != nil && b.damage != nil {
+					return // nothing replaces it any more
+				}
+			case err != nil:
+				return
 			}
 		case <-tick.C:
 			_ = l.room(0) // kept, for Ready

@@ -491,6 +491,32 @@ func TestDamageOfADiskThatFailedIsMendedToo(t *testing.T) {
 	}
 }
 
+// A disk that fails again before anybody has looked whether the last failure is over must not be given up.
+func TestADiskThatFailsAgainAtOnceIsMendedAgain(t *testing.T) {
+	dir := memoryDir(t)
+	var l *broker.Log
+	var c *chain
+	told := make(chan error, 1)
+	l = openWith(t, broker.Options{Dir: dir, Scrub: -1, Damaged: func(ctx context.Context, _ error) {
+		err := l.Rewrite(ctx, func(ctx context.Context) error {
+			grow(t, l, c, 1)
+			return l.SaveCheckpoint(ctx, c.pos, onePart(c.state()))
+		})
+		l.FailServer()
+		told <- err
+	}})
+	c = fill(t, l, 9)
+	blk := filepath.Join(dir, logDir, "msgs/1.blk")
+	b := read(t, blk)
+	b[len(b)/2] ^= 1
+	write(t, blk, b)
+	l.FailServer()
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	comesBack(t, l, c)
+}
+
 // TestWhatIsToBeForgottenIsGoneAfterACrash: a purge that was cut short leaves the old files.
 func TestWhatIsToBeForgottenIsGoneAfterACrash(t *testing.T) {
 	dir := t.TempDir()
