@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -197,4 +198,31 @@ func TestAPurgeForWhichThereIsNoRoomHarmsNobody(t *testing.T) {
 	if got, err := restore(openWith(t, opts)); err != nil || *got != *c {
 		t.Fatal(got, err)
 	}
+}
+
+// A file that is freed a piece at a time must be nobody's any more: a removal that failed, or another name, keeps it whole.
+func TestAFileThatSomebodyMayStillReadIsNotCut(t *testing.T) {
+	whole := bytes.Repeat([]byte("tide"), 1<<20)
+	for name, between := range map[string]func(path string) (left string){
+		"not removed": func(path string) string { return path },
+		"another name": func(path string) string {
+			other := path + ".other"
+			if err := errors.Join(os.Link(path, other), os.Remove(path)); err != nil {
+				t.Fatal(err)
+			}
+			return other
+		},
+	} {
+		path := filepath.Join(t.TempDir(), "1.blk")
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		letGo := broker.Hold(path)
+		left := between(path)
+		letGo()
+		if b, err := os.ReadFile(left); err != nil || !bytes.Equal(b, whole) {
+			t.Errorf("%s: %d of %d bytes are left, %v", name, len(b), len(whole), err)
+		}
+	}
+	broker.Hold(filepath.Join(t.TempDir(), "gone"))()
 }

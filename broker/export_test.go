@@ -8,6 +8,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
+// Hold is hold.
+var Hold = hold
+
 // SetTimeout changes how long a request may take: 1 ns makes every answer late.
 func (l *Log) SetTimeout(d time.Duration) (restore func()) {
 	was := l.nats.Load().timeout

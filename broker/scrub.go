@@ -148,15 +148,20 @@ func (l *Log) scrubbed(ctx context.Context) error {
 	return nil
 }
 
+// start is a file of a stream, and the first message in it.
+type start struct {
+	file string
+	seq  uint64
+}
+
 // untouched tells whether a stream's files may be given to the server to take something out
 // of them: where a record is harmed, it would drop others. It is an error where they may
-// not: the scrub is woken, and sees to it. starts are the first messages of its files.
-func (l *Log) untouched(ctx context.Context, n *embedded, stream, subject string, upTo uint64) (starts []uint64, err error) {
+// not: the scrub is woken, and sees to it. starts are its files, in order.
+func (l *Log) untouched(ctx context.Context, n *embedded, stream, subject string, upTo uint64) (starts []start, err error) {
 	v := &verifier{stream: stream, subject: subject}
-	last := ""
 	v.each = func(file string, _ int, seq uint64, _ []byte) error {
-		if file != last {
-			last, starts = file, append(starts, seq)
+		if len(starts) == 0 || starts[len(starts)-1].file != file {
+			starts = append(starts, start{file, seq})
 		}
 		return nil
 	}
