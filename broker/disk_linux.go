@@ -46,11 +46,11 @@ func freePages(b []byte) {
 // freedAtOnce is how much of a removed file is freed at a time.
 const freedAtOnce = 512 << 10
 
-// hold keeps a file's blocks until letGo, though it is removed meanwhile. Where a file system tells the disk what is free
-// (the mount option discard), to remove one of 8 MiB took 6 ms, and whoever appended waited for as long, because the disk did
-// nothing else. letGo frees them a piece at a time, so that what others write comes in between: as RocksDB does
-// (bytes_max_delete_chunk).
-func hold(path string) (letGo func()) {
+// linger keeps what a file takes of the disk though it is removed, until free is called. Where a file system tells the disk
+// what is free (the mount option discard), to remove one of 8 MiB took 6 ms, and whoever appended waited for as long, because
+// the disk did nothing else. free does it a piece at a time, so that what others write comes in between: as RocksDB does
+// (bytes_max_delete_chunk). Who reads the file yet sees it become shorter.
+func linger(path string) (free func()) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return func() {} // then it takes its time
@@ -59,9 +59,12 @@ func hold(path string) (letGo func()) {
 		defer f.Close()
 		var s unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &s) != nil || s.Nlink != 0 {
-			return // somebody may read it yet
+			return // it has a name, and stays as it is
 		}
-		for size := s.Size - freedAtOnce; size > 0 && f.Truncate(size) == nil; size -= freedAtOnce {
+		for size := s.Size - freedAtOnce; size > 0; size -= freedAtOnce {
+			if f.Truncate(size) != nil {
+				return
+			}
 		}
 	}
 }

@@ -18,5 +18,5 @@ func newPages(size int) ([]byte, error) { return make([]byte, size), nil }
 
 func freePages([]byte) {}
 
-// hold does nothing here, where a file that is open may be one that can't be removed.
-func hold(string) (letGo func()) { return func() {} }
+// linger does nothing here, where a file that is open may be one that can't be removed.
+func linger(string) (free func()) { return func() {} }

@@ -217,12 +217,12 @@ func TestAFileThatSomebodyMayStillReadIsNotCut(t *testing.T) {
 		if err := os.WriteFile(path, whole, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		letGo := broker.Hold(path)
+		free := broker.Linger(path)
 		left := between(path)
-		letGo()
+		free()
 		if b, err := os.ReadFile(left); err != nil || !bytes.Equal(b, whole) {
 			t.Errorf("%s: %d of %d bytes are left, %v", name, len(b), len(whole), err)
 		}
 	}
-	broker.Hold(filepath.Join(t.TempDir(), "gone"))()
+	broker.Linger(filepath.Join(t.TempDir(), "gone"))()
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// Hold is hold.
-var Hold = hold
+// Linger is linger.
+var Linger = linger
 
 // SetTimeout changes how long a request may take: 1 ns makes every answer late.
 func (l *Log) SetTimeout(d time.Duration) (restore func()) {

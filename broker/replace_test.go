@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -322,6 +323,43 @@ func TestScrubFindsWhatAStartWouldRefuse(t *testing.T) {
 		}
 		if refused == 0 {
 			t.Errorf("%s: nothing was refused", rel)
+		}
+	}
+}
+
+// A scrub that reads a file while it is trimmed must not take what is missing for damage: the log would be written anew.
+func TestAScrubTakesNoTrimForDamage(t *testing.T) {
+	l := open(t, t.TempDir())
+	c := &chain{epoch: l.Epoch()}
+	for range 10 {
+		for range 6 { // three of them fill a file
+			after := c.pos
+			if _, err := l.Append(t.Context(), after, c.next(3, 900<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		save(t, l, c.pos, []byte("part"))
+		ctx, cancel := context.WithCancel(t.Context())
+		var scrubs sync.WaitGroup
+		trimmed := make(chan error, 1)
+		go func() { trimmed <- l.Trim(t.Context(), c.pos) }()
+		var err error
+		for over := false; !over; {
+			scrubs.Go(func() {
+				if err := l.Scrub(ctx); errors.Is(err, feed.ErrDamaged) {
+					t.Error(err)
+				}
+			})
+			select {
+			case err = <-trimmed:
+				over = true
+			case <-time.After(500 * time.Microsecond):
+			}
+		}
+		cancel()
+		scrubs.Wait()
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }
