@@ -23,7 +23,13 @@ import (
 const (
 	lookEvery = 250 * time.Millisecond // how often free space and the mark are looked at
 	mendEvery = 500 * time.Millisecond // how often a failed disk is tried
-	probeName = "probe"                // a file that is written to see whether that goes
+
+	// Where more than plentyOver is free beyond the reserve, plentyMost bytes may be written before the file system is asked
+	// again: the others who write there don't fill that between two looks. To ask for each group took 4 us of the 190 of
+	// one who writes alone.
+	plentyOver = 1 << 30
+	plentyMost = 256 << 20
+	probeName  = "probe" // a file that is written to see whether that goes
 )
 
 // notReady is why the log takes no groups.
@@ -66,12 +72,21 @@ func (l *Log) room(n int64) error {
 		}
 		return n
 	}
+	if l.plenty.Add(-n) >= 0 {
+		return nil
+	}
+	return l.lookForRoom(n)
+}
+
+// lookForRoom asks the file system, for room, and for Ready.
+func (l *Log) lookForRoom(n int64) error {
 	was := l.space.Load()
 	keep := l.opts.Reserve
 	if was != nil {
 		keep += keep / 8
 	}
 	free, known := freeSpace(l.opts.Dir)
+	l.plenty.Store(min(free-n-keep-plentyOver, plentyMost))
 	if !known || free-n >= keep {
 		if was != nil && l.space.CompareAndSwap(was, nil) {
 			l.logger.Info("there is room again: the log takes writes", "free", free)
@@ -132,7 +147,7 @@ func (l *Log) watch() {
 				return
 			}
 		case <-tick.C:
-			_ = l.room(0) // kept, for Ready
+			_ = l.lookForRoom(0) // kept, for Ready
 			l.lookAtMark()
 		}
 	}

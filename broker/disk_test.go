@@ -107,6 +107,33 @@ func TestDiskBelowTheReserveIsNotWrittenTo(t *testing.T) {
 	wantAll(t, openWith(t, broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 8 << 20}), c)
 }
 
+// Where there is plenty, nobody looks for each group; but somebody else may fill a disk in a moment.
+func TestDiskWithPlentyOfRoomThatIsSuddenlyFullIsNotWrittenTo(t *testing.T) {
+	dir := smallDisk(t, "size=4g")
+	resize := func(size string) {
+		t.Helper()
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size="+size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := openWith(t, broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 8 << 20})
+	c := fill(t, l, 5)
+	for range 2 {
+		resize("8m") // what the store has is part of it
+		for began := time.Now(); l.Ready() == nil; time.Sleep(5 * time.Millisecond) { // the store's own time: its disk is real
+			if time.Since(began) > 5*time.Second {
+				t.Fatal("it never noticed")
+			}
+		}
+		if err := appendUntil(t, l, c, 10); !errors.Is(err, feed.ErrNotReady) || errors.Is(err, feed.ErrUnknown) {
+			t.Fatal(err)
+		}
+		resize("4g")
+		comesBack(t, l, c)
+	}
+	wantAll(t, l, c)
+}
+
 // The disk is full to the last byte: JetStream then stays shut until it is started anew.
 func TestFullDiskLosesNothingAndComesBackByItself(t *testing.T) {
 	dir := smallDisk(t, "size=48m")

@@ -103,6 +103,7 @@ type Log struct {
 
 	nats       atomic.Pointer[embedded] // a stopped one while the log is mended
 	space      atomic.Pointer[notReady] // the disk is too full
+	plenty     atomic.Int64             // bytes that may be written before free space is asked for again
 	broken     atomic.Pointer[notReady] // the disk fails, or has failed
 	look       chan struct{}            // room for one: the scrub is to look now
 	anew       atomic.Bool              // what is written goes to the new store of Rewrite

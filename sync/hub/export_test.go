@@ -48,6 +48,15 @@ func (h *Hub) After(collection string, seq feed.Seq) (changes, slots int) {
 	return changes, len(v.slots)
 }
 
+// Search is the index of the first of some sequences, in order, that is above seq.
+func Search(of []feed.Seq, seq feed.Seq) int {
+	v := &view{slots: make([]slot, len(of))}
+	for i, s := range of {
+		v.slots[i].seq = s
+	}
+	return v.search(seq)
+}
+
 // Deadlines is how many rows have one, and how many entries are held for them.
 func (h *Hub) Deadlines() (rows, entries int) {
 	_ = h.inWriter(context.Background(), func() { rows, entries = len(h.state.expiring.at), len(h.state.expiring.next) })

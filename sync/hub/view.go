@@ -55,13 +55,30 @@ func (v *view) search(seq feed.Seq) int {
 	if n == 0 || v.slots[n-1].seq <= seq {
 		return n // the tail, where most readers are
 	}
-	i, _ := slices.BinarySearchFunc(v.slots, seq, func(s slot, seq feed.Seq) int {
+	first := v.slots[0].seq
+	if seq < first {
+		return 0
+	}
+	// Sequences are about as far apart at one place as at another: from where it would be then, there is less to look
+	// through than from the middle.
+	lo, hi := 1, n-1 // it is one of these
+	at := 1 + int(float64(seq-first)/float64(v.slots[n-1].seq-first)*float64(n-2))
+	for step := 1; lo < hi && lo <= at && at < hi; step *= 2 {
+		if v.slots[at].seq > seq {
+			hi = at
+			at -= step
+		} else {
+			lo = at + 1
+			at += step
+		}
+	}
+	i, _ := slices.BinarySearchFunc(v.slots[lo:hi], seq, func(s slot, seq feed.Seq) int {
 		if s.seq <= seq {
 			return -1
 		}
 		return 1
 	})
-	return i
+	return lo + i
 }
 
 // row is the change that the row called key stands at, nil if it is not there.

@@ -85,7 +85,7 @@ type Pending struct {
 
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
-	since time.Time // when it came, where a group waited for company
+	since time.Duration // when it came, from gathering.start on, where a group waited for company
 
 	done   chan struct{} // closed when what follows is set; nil: then is called instead
 	then   func(Result, error)
