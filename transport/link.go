@@ -224,9 +224,12 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 const headerRoom = 10 // the longest header of a frame
 
-// messages frames a batch as WebSocket messages, a line for each frame of the feed. A
-// message ends beyond pieceSize where a transaction does: so a slow peer gets on, and
-// pongs get through, message by message. In front of each is room for its header.
+// messageSize is where a message ends, if no transaction is under way: so that it has less than the 32 KiB that
+// libraries read at most where nobody says otherwise, as github.com/coder/websocket does, unless rows are large; and two
+// of them are a piece.
+const messageSize = pieceSize / 2
+
+// messages frames a batch as WebSocket messages, a line for each frame of the feed. In front of each is room for its header.
 type messages struct {
 	all  []span // what is to be written, in the buffer
 	from int    // where the payload of the message under way begins; 0: there is none
@@ -247,7 +250,7 @@ func (m *messages) before(dst []byte, _ string) []byte {
 }
 
 func (m *messages) after(dst []byte, cursor *feed.Cursor) []byte {
-	if cursor != nil && len(dst)-m.from >= pieceSize {
+	if cursor != nil && len(dst)-m.from >= messageSize {
 		return m.end(dst)
 	}
 	return dst

@@ -305,12 +305,10 @@ func (k *socket) piece(buf []byte) ([]byte, error) {
 }
 
 func (k *socket) flush(buf []byte) error {
-	for _, m := range k.messages.all {
-		if err := k.link.send(buf[m.from:m.to]); err != nil {
-			return err
-		}
+	if len(k.messages.all) == 0 {
+		return nil
 	}
-	return nil
+	return k.link.send(k.messages.join(buf))
 }
 
 // End sends the server's last word, after the answers to what was written before.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -734,6 +735,33 @@ func (c *rawSocket) read() (op byte, payload string, err error) {
 		return 0, "", err
 	}
 	return head[0] & 0xf, string(b), nil
+}
+
+// Libraries close a socket over a message of more than 32 KiB unless they are told otherwise: a replay must not end there.
+func TestMessagesOfAReplayAreNoLargerThanLibrariesTake(t *testing.T) {
+	s := open(t, settings{})
+	const rows = 500
+	var list []string
+	for i := range rows {
+		list = append(list, put(fmt.Sprint("k", i), `{"title":"`+strings.Repeat("x", 150+i%100)+`"}`))
+	}
+	s.write(`{"atomic":false,"changes":[` + strings.Join(list, ",") + `]}`)
+	c, _ := s.socket("c=todos")
+	defer c.conn.Close()
+	came, live := 0, false
+	var sizes []int
+	for !live {
+		_, payload, err := c.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, len(payload))
+		came += strings.Count(payload, `"type":"change"`)
+		live = strings.Contains(payload, `"type":"live"`)
+	}
+	if came != rows || slices.Max(sizes) > 32<<10 || len(sizes) > 20 {
+		t.Errorf("%d rows came in messages of %d bytes", came, sizes)
+	}
 }
 
 func TestWhatComesWithAHandshakeIsNotLostToWhatComesNext(t *testing.T) {
