@@ -212,3 +212,39 @@ func TestSocketMayBeginWithoutACollection(t *testing.T) {
 		}
 	})
 }
+
+// What was made for one who comes back must not go to another who stands elsewhere, however many come back at once.
+func TestThoseWhoComeBackTogetherGetEachWhatTheyMissed(t *testing.T) {
+	s := open(t, settings{})
+	const rows = 450
+	var list []string
+	for i := range rows {
+		list = append(list, put(fmt.Sprint(i), `{"text":"`+strings.Repeat("x", 300+i%50)+`"}`))
+	}
+	s.write(`{"atomic":false,"changes":[` + strings.Join(list, ",") + `]}`)
+	for _, tr := range transports {
+		t.Run(tr, func(t *testing.T) {
+			places := []int{0, 1, 100, 101, 340, 449}
+			var back []*stream
+			for i := range 10 * len(places) {
+				back = append(back, s.feed(tr, fmt.Sprintf("c=todos&cursor=%s-%d", s.hub.Epoch(), places[i%len(places)])))
+			}
+			for i, st := range back {
+				next := places[i%len(places)]
+				for _, f := range st.until("live") {
+					if f.Type != "change" {
+						continue
+					}
+					if f.Key != fmt.Sprint(next) || f.Seq != uint64(next+1) {
+						t.Fatalf("who came back at %d gets %s where row %d should be", places[i%len(places)], f, next)
+					}
+					next++
+				}
+				if next != rows {
+					t.Errorf("who came back at %d got the rows up to %d of %d", places[i%len(places)], next, rows)
+				}
+				st.close()
+			}
+		})
+	}
+}

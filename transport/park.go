@@ -12,11 +12,10 @@ import (
 // once go to all who stand at the same place.
 type memo struct {
 	sends    sends
-	events   shared
-	messages shared
+	events   shelf
+	messages shelf
 	framing  messages
-	lines    shared
-	tag      string // of lines
+	lines    shelf
 }
 
 func (s *Server) memoOf(desk *hub.Desk) *memo {
@@ -28,6 +27,34 @@ func (s *Server) memoOf(desk *hub.Desk) *memo {
 	return m
 }
 
+// shelf has what was made of the last batches: of all that many need who come back to the same place at once, and have
+// missed more than goes into one. With only the last of them at hand, 2,000 that had missed 120 changes of 320 bytes each
+// had them after 380 ms instead of 270, and 200 changes after 490 instead of 340.
+type shelf struct {
+	all    [9]shared // what a session gets in a row while it is parked, see hub.Parked
+	newest int
+	found  int
+}
+
+// find returns what was made of a batch, nil where that must be made.
+func (s *shelf) find(b *feed.Batch) *shared {
+	for i := range s.all {
+		at := (s.found + i) % len(s.all)
+		if s.all[at].is(b) {
+			s.found = at
+			return &s.all[at]
+		}
+	}
+	return nil
+}
+
+// oldest is the place of something new.
+func (s *shelf) oldest() *shared {
+	s.newest = (s.newest + 1) % len(s.all)
+	s.found = s.newest
+	return &s.all[s.newest]
+}
+
 // shared is a batch with what was made of it.
 type shared struct {
 	common   bool // others may get the same
@@ -37,6 +64,7 @@ type shared struct {
 	tick     bool
 	buf      []byte // the memory of frames
 	frames   []byte
+	tag      string // of lines
 }
 
 // is tells whether the batch is the one that the frames were made of.
@@ -47,8 +75,8 @@ func (m *shared) is(b *feed.Batch) bool {
 // common tells whether a batch holds nothing that only one session gets.
 func common(b *feed.Batch) bool { return len(b.Replies)+len(b.Resets) == 0 }
 
-// keep remembers what was made of a batch, in buf. The items' frames are held until another
-// batch comes: at most one batch for each attendant.
+// keep remembers what was made of a batch, in buf. The items' frames are held until others have taken its place: at most
+// nine batches for each attendant and transport, with the largest transaction each.
 func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
 	clear(m.items)
 	m.items = append(m.items[:0], b.Items...)

@@ -75,16 +75,18 @@ func (p *pollSink) Deliver(ctx context.Context, b *feed.Batch, m *memo) error {
 	if p.open == nil || !b.Live || !common(b) {
 		return p.Send(ctx, b)
 	}
-	if !m.lines.is(b) {
-		buf, _ := appendBatch(m.lines.buf[:0], b, lines{}, nil)
-		m.lines.keep(b, buf, buf)
-		m.tag = weakTag(buf)
+	made := m.lines.find(b)
+	if made == nil {
+		made = m.lines.oldest()
+		buf, _ := appendBatch(made.buf[:0], b, lines{}, nil)
+		made.keep(b, buf, buf)
+		made.tag = weakTag(buf)
 	}
-	if p.begin(m.tag, false) {
+	if p.begin(made.tag, false) {
 		return errAnswered
 	}
 	return withBuffer(func(buf []byte) ([]byte, error) {
-		buf = append(append(buf, p.open...), m.lines.frames...)
+		buf = append(append(buf, p.open...), made.frames...)
 		if err := p.to.last(buf); err != nil {
 			return buf, err
 		}

@@ -290,11 +290,13 @@ func (k *stream) End(_ context.Context, ended *hub.Ended) error {
 // Deliver is hub.Parked's.
 func (k *stream) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	m := k.server.memoOf(desk)
-	if !m.events.is(b) {
-		buf, _ := appendBatch(k.room(m.sends.fresh(m.events.buf)), b, events{}, nil)
-		m.events.keep(b, buf, chunk(buf))
+	made := m.events.find(b)
+	if made == nil {
+		made = m.events.oldest()
+		buf, _ := appendBatch(k.room(m.sends.fresh(made.buf)), b, events{}, nil)
+		made.keep(b, buf, chunk(buf))
 	}
-	frames := unchunk(m.events.frames, k.chunked)
+	frames := unchunk(made.frames, k.chunked)
 	if k.waits {
 		if m.sends.flush(); len(k.left) > 0 {
 			k.left = append(k.left, frames...)

@@ -263,13 +263,15 @@ func (k *socket) mustPing(b *feed.Batch) bool {
 // Deliver is hub.Parked's.
 func (k *socket) Deliver(b *feed.Batch, desk *hub.Desk) bool {
 	m := k.server.memoOf(desk)
-	if !m.messages.is(b) {
+	made := m.messages.find(b)
+	if made == nil {
+		made = m.messages.oldest()
 		m.framing.reset()
-		buf, _ := appendBatch(m.sends.fresh(m.messages.buf), b, &m.framing, nil)
+		buf, _ := appendBatch(m.sends.fresh(made.buf), b, &m.framing, nil)
 		buf = m.framing.end(buf)
-		m.messages.keep(b, buf, m.framing.join(buf))
+		made.keep(b, buf, m.framing.join(buf))
 	}
-	frames := m.messages.frames
+	frames := made.frames
 	ping := k.mustPing(b)
 	if ping {
 		frames = appendHeader(frames, opPing, 0)
