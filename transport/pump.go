@@ -57,7 +57,7 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, q url.Values, c ca
 	}
 	open := feed.Open{
 		Epoch: c.hub.EpochOf(c.grant), Session: session.ID, Heartbeat: int(f.heartbeat.Seconds()), Server: s.opts.Version,
-		Transports: []string{websocketName, sseName, pollName}, Network: network(s.opts.NetworkKey, c.client),
+		Transports: []string{websocketName, sseName, pollName}, Network: s.network(c.client),
 	}
 	if !upgradable(r) {
 		open.Transports = open.Transports[1:]

@@ -65,6 +65,7 @@ type Server struct {
 
 	guests guests
 	crew   crew
+	macs   sync.Pool // of network's
 
 	mu       sync.Mutex
 	problems map[hub.Code]uint64       // guarded by mu

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -139,15 +140,19 @@ func headOf(h http.Header, chunked bool) []byte {
 	return append(appendFields(head, h), "\r\n"...)
 }
 
+// appendFields appends the fields of a head, each with a line of its own. http.Header.Write sorts them as well: of 2,000
+// that came back at once it took 2 % of the server's CPU.
 func appendFields(dst []byte, h http.Header) []byte {
-	b := sliceWriter(dst)
-	_ = h.Write(&b)
-	return b
+	for name, values := range h {
+		for _, v := range values {
+			if strings.ContainsAny(v, "\r\n") {
+				continue // it would end the line: nothing of ours does
+			}
+			dst = append(append(append(append(dst, name...), ": "...), v...), "\r\n"...)
+		}
+	}
+	return dst
 }
-
-type sliceWriter []byte
-
-func (w *sliceWriter) Write(b []byte) (int, error) { *w = append(*w, b...); return len(b), nil }
 
 // lane runs a stream that is not parked, to its end or until it is.
 func (k *stream) lane() {

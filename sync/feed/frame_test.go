@@ -15,6 +15,8 @@ func TestFramesAreAsTheProtocolSays(t *testing.T) {
 	}{
 		{feed.Open{Epoch: "k3f9a1", Session: "s1", Heartbeat: 15, Server: "1.0", Transports: []string{"sse", "poll"}, Network: "n"}.Append(nil),
 			`{"type":"open","epoch":"k3f9a1","session":"s1","heartbeat":15,"server":"1.0","transports":["sse","poll"],"network":"n"}`},
+		{feed.Open{Epoch: "k3f9a1", Server: `a "version"\`}.Append(nil),
+			`{"type":"open","epoch":"k3f9a1","session":"","heartbeat":0,"server":"a \"version\"\\","transports":[],"network":""}`},
 		{feed.Reset{Collections: []string{"todos", "a/b"}, Reason: feed.ResetExpired}.Append(nil),
 			`{"type":"reset","collections":["todos","a/b"],"reason":"expired"}`},
 		{feed.AppendLive(nil, at), `{"type":"live","cursor":"k3f9a1-1042"}`},
