@@ -217,13 +217,15 @@ func (f *fences) enter(p *Pending) error {
 	return nil
 }
 
-// leave is the opposite of enter, once the writer has taken the request.
-func (f *fences) leave(p *Pending) {
+// leave is the opposite of enter, once the writer has taken the requests.
+func (f *fences) leave(taken ...*Pending) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, q := range []*rate{f.rates[p.req.Tenant], &f.queued} {
-		q.waiting--
-		q.waitingBytes -= p.size
+	for _, p := range taken {
+		for _, q := range []*rate{f.rates[p.req.Tenant], &f.queued} {
+			q.waiting--
+			q.waitingBytes -= p.size
+		}
 	}
 }
 

@@ -329,8 +329,10 @@ func cut(s string) string {
 // Bounds of what waits for the writer.
 const (
 	queueLength = 4096
-	writeCost   = 200      // bytes of a change in line beside its texts, about
-	maxQueued   = 64 << 20 // bytes
+	// leaveTogether is how many leave at a time, because those who come in want the same lock.
+	leaveTogether = 64
+	writeCost     = 200      // bytes of a change in line beside its texts, about
+	maxQueued     = 64 << 20 // bytes
 	// maxTransaction is what one transaction may weigh in the log: below
 	// feed.MaxGroup, with room for names and headers.
 	maxTransaction = 4 << 20
@@ -460,10 +462,13 @@ func (h *Hub) writeGroup() {
 	g := h.newGroup()
 	g.expire()
 	decided := h.decided[:0]
-	n := 0
+	n, left := 0, 0
 	for ; g.size < feed.GroupSize && (n < len(h.line) || h.another() || h.more()); n++ {
+		if n-left == leaveTogether {
+			h.fences.leave(h.line[left:n]...)
+			left = n
+		}
 		p := h.line[n]
-		h.fences.leave(p)
 		if result, err := h.decide(g, p); err != nil {
 			p.answer(Result{}, h.counted(p.req.Tenant, err))
 		} else {
@@ -471,6 +476,7 @@ func (h *Hub) writeGroup() {
 			decided = append(decided, p)
 		}
 	}
+	h.fences.leave(h.line[left:n]...)
 	h.line = slices.Delete(h.line, 0, n)
 	early := h.boundIDs(g)
 	err := h.commit(g)
