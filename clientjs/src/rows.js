@@ -263,9 +263,15 @@ export function createRows() {
     take() {
       /** @type {Change[]} */
       const changes = []
+      // Over the guesses once, and not for each key: there may be thousands of both.
+      const found = new Map()
+      const at = (/** @type {string} */ key) => (found.has(key) ? found.get(key) : current(key)?.value)
+      for (const guess of guesses.values()) {
+        const { key = '' } = guess
+        if (watched && marked.has(key)) found.set(key, apply(guess, at(key)))
+      }
       for (const [key, seq] of marked) {
-        let value = current(key)?.value
-        for (const guess of guesses.values()) if (watched && guess.key === key) value = apply(guess, value)
+        const value = at(key)
         const old = values.get(key)
         // An equal row keeps its object, so that whoever compares by identity sees no change either.
         if (same(old, value)) continue

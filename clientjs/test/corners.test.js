@@ -51,6 +51,30 @@ for (const member of ['constructor', 'toString', '__proto__']) {
   })
 }
 
+test('a page with thousands of unsent writes is not busy for long when all rows come anew', () => {
+  const many = 2000
+  const rows = createRows()
+  rows.watch()
+  rows.cover('aaaa')
+  let looks = 0
+  for (let i = 0; i < many; i++) {
+    rows.put(`k${i}`, i + 1, { n: i })
+    rows.guess(`w${i}`, {
+      op: 'modify',
+      patch: { mine: i },
+      get key() {
+        looks++
+        return `k${i}`
+      },
+    })
+  }
+  rows.live(many)
+  const told = rows.take()
+  assert.equal(told?.changes.length, many)
+  assert.deepEqual(rows.values.get('k7'), { n: 7, mine: 7 })
+  assert.ok(looks <= 10 * many, `the keys of ${many} writes were looked at ${looks} times`)
+})
+
 test('keys and collections called as members of objects are like any other', async () => {
   const wire = new Wire()
   const client = createClient({
