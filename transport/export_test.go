@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"github.com/tidemark-sync/tidemark/sync/feed"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 )
 
@@ -30,6 +31,19 @@ func routesOf(r chi.Routes, prefix string) (all []string) {
 	})
 	slices.Sort(all)
 	return all
+}
+
+// ShelfHolds is how many bytes of frames an attendant keeps after it has made so many of such a size.
+func ShelfHolds(many, size int) (held int) {
+	var s shelf
+	for range many {
+		buf := make([]byte, size)
+		s.oldest().keep(new(feed.Batch), buf, buf)
+	}
+	for i := range s.all {
+		held += cap(s.all[i].buf)
+	}
+	return held
 }
 
 // Visitors is how many connections there are on which clients poll past net/http.

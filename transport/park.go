@@ -48,8 +48,12 @@ func (s *shelf) find(b *feed.Batch) *shared {
 	return nil
 }
 
-// oldest is the place of something new.
+// oldest is the place of something new. Only the last may be large: nine transactions of 4 MiB on each shelf would be
+// what one who writes can have the server hold.
 func (s *shelf) oldest() *shared {
+	if last := &s.all[s.newest]; cap(last.buf) > bufferKept {
+		*last = shared{}
+	}
 	s.newest = (s.newest + 1) % len(s.all)
 	s.found = s.newest
 	return &s.all[s.newest]
@@ -75,8 +79,7 @@ func (m *shared) is(b *feed.Batch) bool {
 // common tells whether a batch holds nothing that only one session gets.
 func common(b *feed.Batch) bool { return len(b.Replies)+len(b.Resets) == 0 }
 
-// keep remembers what was made of a batch, in buf. The items' frames are held until others have taken its place: at most
-// nine batches for each attendant and transport, with the largest transaction each.
+// keep remembers what was made of a batch, in buf. The items' frames are held until others have taken its place.
 func (m *shared) keep(b *feed.Batch, buf, frames []byte) {
 	clear(m.items)
 	m.items = append(m.items[:0], b.Items...)

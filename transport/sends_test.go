@@ -249,3 +249,13 @@ func lines(r *bufio.Reader, tr string, fn func(line string) bool) error {
 		}
 	}
 }
+
+// Frames are kept for those who need the same: of many large transactions, one at most.
+func TestFramesThatAreKeptForOthersTakeNoMoreMemoryThanOneTransaction(t *testing.T) {
+	if held := transport.ShelfHolds(100, 4<<20); held != 4<<20 {
+		t.Errorf("of transactions of 4 MiB it holds %d bytes", held)
+	}
+	if held := transport.ShelfHolds(100, 32<<10); held > 1<<20 || held < 2*(32<<10) {
+		t.Errorf("of batches of 32 KiB it holds %d bytes", held)
+	}
+}
