@@ -182,20 +182,30 @@ func (a *arrival) enter() {
 		}
 	}()
 	deepen()
+	asked, over := a.read()
+	if over {
+		a.close()
+		return
+	}
+	if r := a.request(asked); r != nil {
+		a.serve(r, asked)
+	} else {
+		a.giveBack(asked)
+	}
+}
+
+// read returns what has come, in memory of its own: where 10,000 came back at once, thousands waited for each other with a
+// buffer each.
+func (a *arrival) read() (asked []byte, over bool) {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
 		b = slices.Grow(b, mostRead)[:mostRead]
-		n, over := arrived(a.raw, b, false)
-		if over {
-			a.close()
-			return b, nil
-		}
-		if r := a.request(b[:n]); r != nil {
-			a.serve(r, b[:n])
-		} else {
-			a.giveBack(slices.Clone(b[:n]))
+		var n int
+		if n, over = arrived(a.raw, b, false); !over {
+			asked = slices.Clone(b[:n])
 		}
 		return b, nil
 	})
+	return asked, over
 }
 
 // giveBack gives the connection to net/http, with what was read.
