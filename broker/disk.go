@@ -23,13 +23,13 @@ import (
 const (
 	lookEvery = 250 * time.Millisecond // how often free space and the mark are looked at
 	mendEvery = 500 * time.Millisecond // how often a failed disk is tried
+	probeName = "probe"                // a file that is written to see whether that goes
 
 	// Where more than plentyOver is free beyond the reserve, plentyMost bytes may be written before the file system is asked
 	// again: the others who write there don't fill that between two looks. To ask for each group took 4 us of the 190 of
 	// one who writes alone.
 	plentyOver = 1 << 30
 	plentyMost = 256 << 20
-	probeName  = "probe" // a file that is written to see whether that goes
 )
 
 // notReady is why the log takes no groups.
@@ -63,8 +63,7 @@ func (l *Log) Ready() error {
 	return nil
 }
 
-// room is why n bytes can't be written now. Once the disk was too full, somewhat more
-// must be free, so that it lasts.
+// room is why n bytes can't be written now.
 func (l *Log) room(n int64) error {
 	if n := l.broken.Load(); n != nil && !l.anew.Load() {
 		if n.damage != nil {
@@ -78,7 +77,8 @@ func (l *Log) room(n int64) error {
 	return l.lookForRoom(n)
 }
 
-// lookForRoom asks the file system, for room, and for Ready.
+// lookForRoom is room, by what the file system says now. Once the disk was too full, somewhat more
+// must be free, so that it lasts.
 func (l *Log) lookForRoom(n int64) error {
 	was := l.space.Load()
 	keep := l.opts.Reserve

@@ -119,7 +119,8 @@ func TestDiskWithPlentyOfRoomThatIsSuddenlyFullIsNotWrittenTo(t *testing.T) {
 	l := openWith(t, broker.Options{Dir: filepath.Join(dir, "store"), Reserve: 8 << 20})
 	c := fill(t, l, 5)
 	for range 2 {
-		resize("8m")                                                                  // what the store has is part of it
+		resize("8m") // of which the store has some
+
 		for began := time.Now(); l.Ready() == nil; time.Sleep(5 * time.Millisecond) { // the store's own time: its disk is real
 			if time.Since(began) > 5*time.Second {
 				t.Fatal("it never noticed")

@@ -386,11 +386,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 // appendHead appends the status line and the header fields.
 func (r *recorder) appendHead(dst []byte) []byte {
 	dst = append(strconv.AppendInt(append(dst, "HTTP/1.1 "...), int64(r.status), 10), ' ')
-	dst = append(append(dst, http.StatusText(r.status)...), "\r\n"...)
-	for name, values := range r.header {
-		dst = append(dst, field(name, values...)...)
-	}
-	return dst
+	return appendFields(append(append(dst, http.StatusText(r.status)...), "\r\n"...), r.header)
 }
 
 // crew does what posters have to do, on as few goroutines as keep up with it: none is woken for each request, and

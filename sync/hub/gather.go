@@ -13,8 +13,6 @@ type gathering struct {
 	on   atomic.Bool   // a group waits
 	full chan struct{} // room for one: gatherMost stand in line behind it
 
-	start time.Time // static
-
 	most time.Duration // after the group before, one that waits begins; static. The timers of a server may be 1 ms late
 
 	// Owned by the writer.
@@ -42,17 +40,18 @@ const (
 )
 
 func newGathering(most time.Duration) *gathering {
-	g := &gathering{start: time.Now(), most: most, full: make(chan struct{}, 1), over: time.NewTimer(time.Hour), skip: restLeast, rest: restLeast}
+	g := &gathering{most: most, full: make(chan struct{}, 1), over: time.NewTimer(time.Hour), skip: restLeast, rest: restLeast}
 	g.over.Stop()
 	return g
 }
 
 // note is called for each request before it stands in line, as the one that n makes.
-func (g *gathering) note(p *Pending, n int) {
+func (h *Hub) note(p *Pending, n int) {
+	g := h.gathering
 	if !g.on.Load() {
 		return
 	}
-	p.since = time.Since(g.start)
+	p.since = time.Since(h.began)
 	if n >= gatherMost {
 		select {
 		case g.full <- struct{}{}:
@@ -92,7 +91,7 @@ func (h *Hub) gather() {
 	g.began = time.Now()
 	// Who waits for an answer before they write again have all come in the first half.
 	last := h.line[len(h.line)-1].since
-	if len(h.line)-n >= gatherLeast && last > now.Add(until.Sub(now)/2).Sub(g.start) {
+	if len(h.line)-n >= gatherLeast && last > now.Add(until.Sub(now)/2).Sub(h.began) {
 		g.worth, g.rest = min(g.worth+worthUp, worthMost), restLeast
 	} else if g.worth -= worthDown; g.worth < 0 {
 		g.worth, g.skip, g.rest = 0, g.rest, min(2*g.rest, restMost)

@@ -85,7 +85,7 @@ type Pending struct {
 
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
-	since time.Duration // when it came, from gathering.start on, where a group waited for company
+	since time.Duration // when it came, since its hub began, where a group waited for company
 
 	done   chan struct{} // closed when what follows is set; nil: then is called instead
 	then   func(Result, error)
@@ -190,7 +190,7 @@ func (h *Hub) enqueue(p *Pending) error {
 	if err := h.fences.enter(p); err != nil {
 		return h.counted(p.req.Tenant, err)
 	}
-	h.gathering.note(p, len(h.queue)+1)
+	h.note(p, len(h.queue)+1)
 	h.queue <- p // there is room: no more have entered than it holds
 	return nil
 }
