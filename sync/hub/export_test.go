@@ -11,7 +11,7 @@ import (
 func MergePatch(target, patch string) (string, error) { return mergePatch(target, patch) }
 
 // Compact is compact.
-func Compact(raw []byte) (string, error) { return compact("value", raw) }
+func Compact(raw []byte) (string, error) { return new(Pending).compact("value", raw) }
 
 // Remembered is how many tombstones, ids and collections the hub holds on to, also where
 // they are of no use any more, and how many tenants. Nothing may be written meanwhile.

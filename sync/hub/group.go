@@ -20,10 +20,12 @@ type group struct {
 	next     feed.Seq
 	size     int   // in the log, about
 	mem      int64 // what it adds to the state's bytes, about
+	decided  []*Pending
 	txns     []txn
-	records  []feed.Record  // of them: memory for more
-	changes  []*feed.Change // of them, once they are encoded
-	encoding sync.WaitGroup // they are being
+	logged   []feed.Transaction // the same, as the log has them
+	records  []feed.Record      // of them: memory for more
+	changes  []*feed.Change     // of them, once they are encoded
+	encoding sync.WaitGroup     // they are being
 	rows     overlay[rowKey, rowState]
 	ids      overlay[tenantID, seenID]
 	added    map[string]int // ids, by tenant
@@ -127,6 +129,8 @@ func (h *Hub) newGroup() *group {
 func (g *group) clear() {
 	clear(g.txns)
 	g.txns, g.due = g.txns[:0], nil
+	clear(g.logged)
+	g.logged = g.logged[:0]
 	clear(g.records)
 	g.records = g.records[:0]
 	clear(g.changes)
@@ -144,10 +148,7 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 	if g.crowded {
 		g.expireOf(t, r)
 	}
-	result := Result{Outcomes: p.fared[:], Cursor: feed.Cursor{Epoch: p.epoch}}
-	if len(r.Writes) > 1 {
-		result.Outcomes = make([]Outcome, len(r.Writes))
-	}
+	result := Result{Outcomes: make([]Outcome, len(r.Writes)), Cursor: feed.Cursor{Epoch: p.epoch}}
 	records := g.room(len(r.Writes))
 	first, size, mem := g.next, g.size, g.mem
 	g.rowBytes = limits.RowBytes

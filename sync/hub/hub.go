@@ -103,13 +103,13 @@ type Hub struct {
 
 	fences    *fences
 	gathering *gathering
+	pendings  sync.Pool   // see borrow
 	unsettled atomic.Bool // it is not known what became of a group: the log does not answer
 
 	// Owned by the writer.
 	times      times // static once the log was read back
 	buf        []byte
 	line       []*Pending // what was taken out of the queue and is not decided
-	decided    []*Pending // memory for those of a group
 	later      patients   // and what was taken out and waits before it stands in line
 	group      group      // the one that is being built, and the memory that the next one takes over
 	failed     bool       // the log can't be written to any more

@@ -3,7 +3,7 @@ package hub
 import (
 	"bytes"
 	"fmt"
-	"sync"
+	"unsafe"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -16,9 +16,9 @@ const (
 )
 
 // compact checks a JSON object that a stranger sent and returns it on one line, with
-// each string in its shortest form. Duplicate names, invalid UTF-8 and more than the
+// each string in its shortest form, at the end of the request's texts. Duplicate names, invalid UTF-8 and more than the
 // bounds allow are errors that say so.
-func compact(what string, raw []byte) (string, error) {
+func (p *Pending) compact(what string, raw []byte) (string, error) {
 	if len(raw) > 0 && raw[0] != '{' {
 		raw = bytes.TrimLeft(raw, " \t\r\n")
 	}
@@ -28,26 +28,18 @@ func compact(what string, raw []byte) (string, error) {
 	if err := CheckBounds(raw, MaxDepth, MaxElements); err != nil {
 		return "", refuse(BadRequest, "%s %s", what, err)
 	}
-	buf := formatted.Get().(*[]byte)
-	defer formatted.Put(buf)
-	v, err := jsontext.AppendFormat((*buf)[:0], raw)
+	from := len(p.texts)
+	texts, err := jsontext.AppendFormat(p.texts, raw)
 	if err != nil {
 		return "", refuse(BadRequest, "%s is not valid JSON: %s", what, err)
 	}
-	if len(v) > MaxValue {
-		return "", refuse(TooLarge, "%s has %d bytes; a row has at most %d: split it into several rows", what, len(v), MaxValue)
+	text := texts[from:]
+	if len(text) > MaxValue {
+		return "", refuse(TooLarge, "%s has %d bytes; a row has at most %d: split it into several rows", what, len(text), MaxValue)
 	}
-	if cap(v) <= formattedKept {
-		*buf = v
-	}
-	return string(v), nil
+	p.texts = texts
+	return unsafe.String(unsafe.SliceData(text), len(text)), nil
 }
-
-// formatted are buffers of compact: with one of its own for each value there would be twice as much for the
-// garbage collector.
-var formatted = sync.Pool{New: func() any { return new([]byte) }}
-
-const formattedKept = 16 << 10 // bytes
 
 // CheckBounds returns an error if a JSON text nests deeper than mostDepth or has more
 // than mostElements elements. It says nothing about whether the text is valid, and is done

@@ -72,7 +72,7 @@ func (h *Hub) Revoke(ctx context.Context, g Grant, r Revocation) error {
 		}
 		w.TTL = (w.TTL + time.Second - 1).Truncate(time.Second)
 	}
-	p := &Pending{req: Request{Tenant: r.Tenant, Atomic: true, Writes: []Write{w}}, grant: g, own: true, done: make(chan struct{})}
+	p := &Pending{req: Request{Tenant: r.Tenant, Atomic: true, Writes: []Write{w}}, grant: g, own: true, done: make(chan struct{}, 1)}
 	if err := p.prepare(); err != nil {
 		return err
 	}

@@ -137,11 +137,17 @@ func (v *view) tidy() {
 	if v.holes <= 64 || v.holes <= len(v.slots)/2 {
 		return
 	}
-	kept := make([]slot, 0, (len(v.slots)-v.holes)*5/4)
+	kept, n := v.slots[:0], len(v.slots)-v.holes
+	if cap(kept) > 4*n {
+		kept = make([]slot, 0, n*5/4)
+	}
 	for _, s := range v.slots {
 		if s.change != nil {
 			kept = append(kept, s)
 		}
+	}
+	if cap(kept) == cap(v.slots) {
+		clear(v.slots[n:])
 	}
 	v.slots, v.holes = kept, 0
 }

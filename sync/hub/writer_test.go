@@ -631,3 +631,44 @@ func TestWhoDoesNotWaitForAWriteIsToldOnceWhatBecameOfIt(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatAWriteWasAnsweredStaysTrueWhenOtherWritesFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := feedtest.NewMemory()
+		h := open(t, log, hub.Options{})
+		release := busy(t, h, log) // what is begun meanwhile is one group
+		var results []hub.Result
+		begin := func(writes ...hub.Write) {
+			err := h.BeginThen(hub.Everything, hub.Request{Tenant: "acme", Client: "c", Writes: writes}, func(r hub.Result, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				results = append(results, r)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		const a, merged = `{"row":"a","as it was":1}`, `{"row":"b","as it was":1}`
+		first := insert("todos", "a", a)
+		first.ID = "one"
+		begin(first)
+		begin(first)                                                        // a duplicate
+		begin(insert("todos", "a", `{"x":1}`), modify("todos", "b", `{}`))  // exists, missing
+		begin(modify("todos", "a", `{"row":"b"}`), insert("todos", "a", a)) // ok, exists
+		release()
+		synctest.Wait()
+		for i := range 100 {
+			write(t, h, put("todos", "other", fmt.Sprintf(`{"something else, and longer than before":%d}`, i)))
+		}
+		var got []string
+		for _, r := range results {
+			for _, o := range r.Outcomes {
+				got = append(got, string(o.Status)+" "+o.Value)
+			}
+		}
+		if want := []string{"ok " + a, "duplicate " + a, "exists " + a, "missing ", "ok " + merged, "exists " + merged}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
