@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -194,11 +195,15 @@ func (a *arrival) enter() {
 	}
 }
 
+// leastRead is room for a request of a feed, unless it is unusual: as much as net/http has.
+const leastRead = 4 << 10
+
 // read returns what has come, in memory of its own: where 10,000 came back at once, thousands waited for each other with a
 // buffer each.
 func (a *arrival) read() (asked []byte, over bool) {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
-		b = slices.Grow(b, mostRead)[:mostRead]
+		b = slices.Grow(b, leastRead)
+		b = b[:min(cap(b), mostRead)]
 		var n int
 		if n, over = arrived(a.raw, b, false); !over {
 			asked = slices.Clone(b[:n])
@@ -235,9 +240,13 @@ func (a *arrival) request(asked []byte) *http.Request {
 		return nil // it could not be taken over: see mayTakeOver
 	}
 	if r.Header["Upgrade"] != nil { // which a feed over something else does not take over
-		if q, err := query(r); err != nil {
-			return nil
-		} else if transport, err := choose(r, q); err != nil || transport != websocketName {
+		var q url.Values
+		if raw := r.URL.RawQuery; strings.Contains(raw, "transport") || strings.Contains(raw, "%") { // else it names none
+			if q, err = query(r); err != nil {
+				return nil
+			}
+		}
+		if transport, err := choose(r, q); err != nil || transport != websocketName {
 			return nil
 		}
 	}

@@ -215,11 +215,22 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h.watched = t.watched
 	h.link = &link{Conn: t.conn, early: t.early, torn: true}
 	h.link.turn.take() // no pong, and no close frame, before the answer
-	if h.switches {
-		h.link.rest = append(appendFields([]byte("HTTP/1.1 101 Switching Protocols\r\n"), h.Header()), "\r\n"...)
-	}
 	h.link.read = bufio.NewReaderSize(h.link, 128)
 	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 136)), nil
+}
+
+// greet has the link answer the handshake, and send a first frame.
+func (h *hijacker) greet(open feed.Open) {
+	_ = withBuffer(func(b []byte) ([]byte, error) {
+		if h.switches {
+			b = append(appendFields(append(b, "HTTP/1.1 101 Switching Protocols\r\n"...), h.Header()), "\r\n"...)
+		}
+		n := len(b)
+		b = open.Append(b)
+		h.link.rest = append(make([]byte, 0, len(b)+headerRoom), b[:n]...)
+		h.link.rest = append(appendHeader(h.link.rest, opText, len(b)-n), b[n:]...)
+		return b, nil
+	})
 }
 
 const headerRoom = 10 // the longest header of a frame

@@ -40,10 +40,18 @@ func (events) after(dst []byte, cursor *feed.Cursor) []byte {
 func (s *Server) sse(w http.ResponseWriter, r *http.Request, session *hub.Session, open feed.Open, leave func()) error {
 	begin(w, "text/event-stream", "no-store, no-transform")
 	w.Header().Set("X-Accel-Buffering", "no")
-	first := events{}.after(open.Append(events{}.before([]byte("retry: 1000\n\n"), "open")), nil)
+	first := func(b []byte) []byte {
+		return events{}.after(open.Append(events{}.before(append(b, "retry: 1000\n\n"...), "open")), nil)
+	}
 	if k := s.takeOver(w, r, session, leave); k != nil {
-		head := headOf(w.Header(), k.chunked)
-		k.left = append(head, k.piece(append(k.room(nil), first...))...)
+		_ = withBuffer(func(b []byte) ([]byte, error) {
+			b = appendHeadOf(b, w.Header(), k.chunked)
+			n := len(b)
+			b = first(k.room(b))
+			piece := k.piece(b[n:])
+			k.left = append(append(make([]byte, 0, n+len(piece)), b[:n]...), piece...)
+			return b, nil
+		})
 		s.streams.add()
 		k.watch()
 		if !session.Await() {
@@ -54,7 +62,7 @@ func (s *Server) sse(w http.ResponseWriter, r *http.Request, session *hub.Sessio
 	defer leave()
 	defer session.Close()
 	out := newWriter(w, r)
-	if err := out.send(first); err != nil {
+	if err := out.send(first(nil)); err != nil {
 		return nil // the client is gone
 	}
 	// Whatever ends it from here on has no client to be told of it.
@@ -125,19 +133,19 @@ func (s *Server) takeOver(w http.ResponseWriter, r *http.Request, session *hub.S
 	return k
 }
 
-// headOf is the head of an answer that was taken over.
-func headOf(h http.Header, chunked bool) []byte {
+// appendHeadOf appends the head of an answer that was taken over.
+func appendHeadOf(dst []byte, h http.Header, chunked bool) []byte {
 	version := "HTTP/1.1" // the client's, as net/http answers: an old proxy must not look for chunks
 	if !chunked {
 		version = "HTTP/1.0"
 	}
-	head := []byte(version + " 200 OK\r\nDate: ")
-	head = time.Now().UTC().AppendFormat(head, http.TimeFormat)
-	head = append(head, "\r\nConnection: close\r\n"...)
+	dst = append(append(dst, version...), " 200 OK\r\nDate: "...)
+	dst = time.Now().UTC().AppendFormat(dst, http.TimeFormat)
+	dst = append(dst, "\r\nConnection: close\r\n"...)
 	if chunked {
-		head = append(head, "Transfer-Encoding: chunked\r\n"...)
+		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
 	}
-	return append(appendFields(head, h), "\r\n"...)
+	return append(appendFields(dst, h), "\r\n"...)
 }
 
 // appendFields appends the fields of a head, each with a line of its own. http.Header.Write sorts them as well: of 2,000
@@ -224,8 +232,13 @@ func (k *stream) watch() {
 
 // readable is called when there is something to read.
 func (k *stream) readable(id uint64) {
-	var b [512]byte
-	if _, over := arrived(k.raw, b[:], false); over {
+	over := false
+	_ = withBuffer(func(b []byte) ([]byte, error) {
+		b = slices.Grow(b, leastRead)
+		_, over = arrived(k.raw, b[:cap(b)], false)
+		return b, nil
+	})
+	if over {
 		k.gone()
 		return
 	}
@@ -323,4 +336,12 @@ func (k *stream) sent(left []byte) {
 }
 
 // Leave is hub.Parked's.
-func (k *stream) Leave() { go k.lane() }
+func (k *stream) Leave() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over {
+		go k.finish()
+	} else {
+		go k.lane()
+	}
+}

@@ -118,7 +118,7 @@ func (s *Server) websocket(w http.ResponseWriter, r *http.Request, c call, sessi
 	})
 	k.silent.Stop()
 	s.streams.add()
-	k.link.rest = append(k.link.rest, messageOf(open.Append(nil))...)
+	h.greet(open)
 	k.watch()
 	if !session.Await() {
 		go k.lane()
@@ -294,7 +294,13 @@ func (k *socket) sent(left []byte) {
 }
 
 // Leave is hub.Parked's.
-func (k *socket) Leave() { go k.lane() }
+func (k *socket) Leave() {
+	if errors.Is(context.Cause(k.ctx), errLeft) {
+		go k.finish()
+	} else {
+		go k.lane()
+	}
+}
 
 // piece writes the messages that are whole, unless one is under way.
 func (k *socket) piece(buf []byte) ([]byte, error) {
