@@ -170,6 +170,37 @@ func TestEventStreamBearsAnIDWhereAnEventSourceMayResumeAndNowhereElse(t *testin
 	})
 }
 
+func TestIDsOfAReplayAreThoseOfItsChangesOverEveryCarryAndGap(t *testing.T) {
+	bubble(t, settings{}, func(t *testing.T, s *site) {
+		for i := range 230 {
+			s.put(fmt.Sprint(i), `{}`)
+			if i%37 == 0 { // the next sequence is somebody else's
+				s.put("lists:"+fmt.Sprint(i), `{}`)
+			}
+			if i%50 == 49 {
+				s.write(changes(put(fmt.Sprint(i, "-a"), `{}`), put(fmt.Sprint(i, "-b"), `{}`)))
+			}
+		}
+		seen := 0
+		for _, f := range s.feed(sse, "c=todos").until("live") {
+			if f.Type != "change" {
+				continue
+			}
+			seen++
+			want := ""
+			if !f.More {
+				want = fmt.Sprintf("%s-%d", s.hub.Epoch(), f.Seq)
+			}
+			if f.id != want {
+				t.Fatalf("the id of %s is %q, want %q", f, f.id, want)
+			}
+		}
+		if seen != 230+2*4 {
+			t.Errorf("it brings %d changes", seen)
+		}
+	})
+}
+
 func TestChangeSaysWhoWroteWhatWhen(t *testing.T) {
 	for _, tr := range transports {
 		bubble(t, settings{}, func(t *testing.T, s *site) {
