@@ -302,13 +302,22 @@ func unchunk(b []byte, chunked bool) []byte {
 
 // Send sends a batch, waiting for the client where it must.
 func (k *stream) Send(_ context.Context, b *feed.Batch) error {
+	var now attempt // first: the deadline of a write that waits, and the runtime's poller, are 4 % of a replay
+	write := func(b []byte) (err error) {
+		if k.raw != nil {
+			b = now.write(k.raw, b)
+		}
+		if len(b) > 0 {
+			_, err = k.conn.Write(b)
+		}
+		return err
+	}
 	return withBuffer(func(buf []byte) ([]byte, error) {
 		buf, err := appendBatch(k.room(buf), b, new(events), func(buf []byte) ([]byte, error) {
-			_, err := k.conn.Write(k.piece(buf))
-			return buf[:chunkRoom], err
+			return buf[:chunkRoom], write(k.piece(buf))
 		})
 		if err == nil && len(buf) > chunkRoom {
-			_, err = k.conn.Write(k.piece(buf))
+			err = write(k.piece(buf))
 		}
 		return buf, err
 	})
