@@ -143,10 +143,19 @@ func TestARowCostsNoMoreThanItMust(t *testing.T) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	b.ReportAllocs()
 	f := feed.Fields{Seq: 1042, Collection: "todos", Op: feed.Insert, Key: "018f5c2e-0000-7000-8000-000000000001",
 		Value: `{"title":"buy milk","done":false,"owner":"someone@example.com"}`, At: 1760000000123, Client: "c-81", ID: "m-7"}
-	for b.Loop() {
-		feed.NewChange(f)
-	}
+	b.Run("alone", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			feed.NewChange(f)
+		}
+	})
+	b.Run("of-a-group", func(b *testing.B) {
+		b.ReportAllocs()
+		var e feed.Encoder
+		for b.Loop() {
+			e.Change(f)
+		}
+	})
 }

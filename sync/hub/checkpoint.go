@@ -392,6 +392,7 @@ func (s *state) restore(ctx context.Context, log feed.Log) (feed.Position, error
 }
 
 type partReader struct {
+	encoder      feed.Encoder
 	s            *state
 	tolerant     bool // parts may be missing, and with them what others refer to
 	first        bool // version 1
@@ -612,7 +613,7 @@ func (r *partReader) change(d *feed.Decoder) error {
 	if f.Seq <= v.last() && !fault.Bug("sequence-reused") || f.Op == feed.Noop || v.rows.get(f.Key) != nil {
 		return errPart
 	}
-	c := r.s.change(f)
+	c := r.s.change(&r.encoder, f)
 	r.s.put(r.tenant, v, c, age, expires)
 	r.tenant.applied = max(r.tenant.applied, f.Seq)
 	r.changes++
@@ -639,7 +640,7 @@ func (r *partReader) id(d *feed.Decoder) error {
 		if err != nil {
 			return err
 		}
-		record.change = r.s.change(f)
+		record.change = r.s.change(&r.encoder, f)
 		if f.Op != feed.Noop { // remember counts those
 			r.s.weigh(r.tenant, record.change.Size())
 		}

@@ -25,7 +25,8 @@ type group struct {
 	logged   []feed.Transaction // the same, as the log has them
 	records  []feed.Record      // of them: memory for more
 	changes  []*feed.Change     // of them, once they are encoded
-	encoding sync.WaitGroup     // they are being
+	encoder  feed.Encoder
+	encoding sync.WaitGroup // they are being
 	rows     overlay[rowKey, rowState]
 	ids      overlay[tenantID, seenID]
 	added    map[string]int // ids, by tenant
@@ -305,7 +306,7 @@ func (g *group) add(r *Request, records []feed.Record, first feed.Seq) {
 func (g *group) encode() {
 	for i := range g.txns {
 		x, from := &g.txns[i], len(g.changes)
-		g.changes = g.s.appendChanges(g.changes, &x.Transaction, x.first, g.at)
+		g.changes = g.s.appendChanges(g.changes, &g.encoder, &x.Transaction, x.first, g.at)
 		x.changes = g.changes[from:len(g.changes):len(g.changes)]
 	}
 }
@@ -314,10 +315,10 @@ func (g *group) encode() {
 const manyChanges = 32
 
 // appendChanges encodes the changes of a transaction whose first sequence is given.
-func (s *state) appendChanges(dst []*feed.Change, x *feed.Transaction, first feed.Seq, at int64) []*feed.Change {
+func (s *state) appendChanges(dst []*feed.Change, e *feed.Encoder, x *feed.Transaction, first feed.Seq, at int64) []*feed.Change {
 	for i := range x.Records {
 		r := &x.Records[i]
-		dst = append(dst, s.change(feed.Fields{
+		dst = append(dst, s.change(e, feed.Fields{
 			Seq: first + feed.Seq(i), Collection: r.Collection, Op: r.Op, Key: r.Key, Value: r.Value,
 			At: at, Client: x.Client, ID: r.ID, Tail: uint16(len(x.Records) - 1 - i),
 		}))

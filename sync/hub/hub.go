@@ -218,8 +218,9 @@ func (s *state) replay(g *feed.Group, p feed.Position, sum feed.Sum) {
 	s.position, s.sum, s.at, s.times = p, sum, g.At, g.Times
 	txns := make([]txn, len(g.Transactions))
 	seq := g.First
+	var e feed.Encoder
 	for i := range txns {
-		txns[i] = txn{g.Transactions[i], seq, s.appendChanges(nil, &g.Transactions[i], seq, g.At)}
+		txns[i] = txn{g.Transactions[i], seq, s.appendChanges(nil, &e, &g.Transactions[i], seq, g.At)}
 		seq += feed.Seq(len(txns[i].Records))
 	}
 	s.apply(txns)

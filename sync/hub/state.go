@@ -197,9 +197,9 @@ func (t *tenant) find(name string) *view {
 }
 
 // change encodes one change: the only place where frames are made, once each.
-func (s *state) change(f feed.Fields) *feed.Change {
+func (s *state) change(e *feed.Encoder, f feed.Fields) *feed.Change {
 	s.encoded.Add(1)
-	return feed.NewChange(f)
+	return e.Change(f)
 }
 
 // apply folds transactions, in the order of the log, into the state, and returns the
