@@ -43,19 +43,16 @@ func freePages(b []byte) {
 	}
 }
 
-// freedAtOnce is how much of a removed file is freed at a time.
-const freedAtOnce = 512 << 10
-
 // linger keeps what a file takes of the disk though it is removed, until free is called. Where a file system tells the disk
 // what is free (the mount option discard), to remove one of 8 MiB took 6 ms, and whoever appended waited for as long, because
 // the disk did nothing else. free does it a piece at a time, so that what others write comes in between: as RocksDB does
-// (bytes_max_delete_chunk). Who reads the file yet sees it become shorter.
-func linger(path string) (free func()) {
+// (bytes_max_delete_chunk). It calls pause between two pieces. Who reads the file yet sees it become shorter.
+func linger(path string) (free func(pause func())) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return func() {} // then it takes its time
+		return func(func()) {} // then it takes its time
 	}
-	return func() {
+	return func(pause func()) {
 		defer f.Close()
 		var s unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &s) != nil || s.Nlink != 0 {
@@ -65,6 +62,7 @@ func linger(path string) (free func()) {
 			if f.Truncate(size) != nil {
 				return
 			}
+			pause()
 		}
 	}
 }

@@ -19,4 +19,4 @@ func newPages(size int) ([]byte, error) { return make([]byte, size), nil }
 func freePages([]byte) {}
 
 // linger does nothing here, where a file that is open may be one that can't be removed.
-func linger(string) (free func()) { return func() {} }
+func linger(string) (free func(pause func())) { return func(func()) {} }

@@ -247,10 +247,10 @@ func TestAFileThatSomebodyMayStillReadIsNotCut(t *testing.T) {
 		}
 		free := broker.Linger(path)
 		left := between(path)
-		free()
+		free(func() { t.Error(name + ": a piece of it is freed") })
 		if b, err := os.ReadFile(left); err != nil || !bytes.Equal(b, whole) {
 			t.Errorf("%s: %d of %d bytes are left, %v", name, len(b), len(whole), err)
 		}
 	}
-	broker.Linger(filepath.Join(t.TempDir(), "gone"))()
+	broker.Linger(filepath.Join(t.TempDir(), "gone"))(func() { t.Error("there is nothing to free") })
 }

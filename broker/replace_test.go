@@ -344,8 +344,11 @@ func TestAScrubTakesNoTrimForDamage(t *testing.T) {
 		trimmed := make(chan error, 1)
 		go func() { trimmed <- l.Trim(t.Context(), c.pos) }()
 		var err error
+		places := make(chan struct{}, 4) // each reads whole files
 		for over := false; !over; {
+			places <- struct{}{}
 			scrubs.Go(func() {
+				defer func() { <-places }()
 				if err := l.Scrub(ctx); errors.Is(err, feed.ErrDamaged) {
 					t.Error(err)
 				}

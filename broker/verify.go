@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -269,6 +270,10 @@ func (v *verifier) run(ctx context.Context, dir string) error {
 	return nil
 }
 
+// inOneGo is how much is read or checked before others have their turn. Else, with two processors, whoever writes has one
+// of them for as long as a file takes.
+const inOneGo = 128 << 10
+
 // pages are memory for whole files, from outside of the heap where that is known how to. Fresh pages of the heap are
 // cleared in one go that nothing in the process can interrupt, not even for a collection that everybody waits for: on a
 // virtual machine where each page costs 15 us or more, nothing was written for 65 to 200 ms.
@@ -296,7 +301,8 @@ func (p *pages) read(f *os.File) error {
 			return err
 		}
 		for p.n < len(p.all) {
-			n, err := f.Read(p.all[p.n:])
+			runtime.Gosched()
+			n, err := f.Read(p.all[p.n:min(p.n+inOneGo, len(p.all))])
 			p.n += n
 			if err == io.EOF {
 				return nil
@@ -324,7 +330,12 @@ func (p *pages) room(size int) error {
 
 // block checks one file; newest tells whether it is the one that is written to.
 func (v *verifier) block(name string, b []byte, newest bool) error {
+	turn := 0
 	for at := 0; at < len(b); {
+		if at-turn >= inOneGo {
+			turn = at
+			runtime.Gosched()
+		}
 		size, seq, ok := v.record(b[at:])
 		switch {
 		case !ok && newest && v.torn(b, at):
