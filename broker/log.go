@@ -468,9 +468,11 @@ func (l *Log) Trim(ctx context.Context, before feed.Position) error {
 	if err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}
+	rest := trimPause(int64(state.Bytes))
 	pause := func() {
 		select {
-		case <-time.After(trimPause(int64(state.Bytes))):
+		case <-time.After(rest):
+		case <-ctx.Done():
 		case <-l.done:
 		}
 	}

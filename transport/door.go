@@ -202,10 +202,16 @@ const leastRead = 4 << 10
 // buffer each.
 func (a *arrival) read() (asked []byte, over bool) {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
-		b = slices.Grow(b, leastRead)
-		b = b[:min(cap(b), mostRead)]
-		var n int
-		if n, over = arrived(a.raw, b, false); !over {
+		n := 0
+		for _, size := range []int{leastRead, mostRead} {
+			b = slices.Grow(b[:n], size-n)[:size]
+			var more int
+			more, over = arrived(a.raw, b[n:], false)
+			if n += more; over || n < size {
+				break
+			}
+		}
+		if over = over && n == 0; !over { // what came before the end is asked for all the same
 			asked = slices.Clone(b[:n])
 		}
 		return b, nil

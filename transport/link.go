@@ -194,14 +194,13 @@ func (l *link) answerPing() {
 // The answer to the handshake is left to the link, which writes it with the first messages.
 type hijacker struct {
 	http.ResponseWriter
-	switches bool
-	link     *link // once it was asked for
-	watched  uint64
+	link    *link // once it was asked for
+	watched uint64
 }
 
 // WriteHeader is http.ResponseWriter's.
 func (h *hijacker) WriteHeader(status int) {
-	if h.switches = status == http.StatusSwitchingProtocols; !h.switches {
+	if status != http.StatusSwitchingProtocols {
 		h.ResponseWriter.WriteHeader(status)
 	}
 }
@@ -219,12 +218,10 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.link, bufio.NewReadWriter(h.link.read, bufio.NewWriterSize(h.link, 136)), nil
 }
 
-// greet has the link answer the handshake, and send a first frame.
+// greet has the link answer the handshake, which the library has accepted, and send a first frame.
 func (h *hijacker) greet(open feed.Open) {
 	_ = withBuffer(func(b []byte) ([]byte, error) {
-		if h.switches {
-			b = append(appendFields(append(b, "HTTP/1.1 101 Switching Protocols\r\n"...), h.Header()), "\r\n"...)
-		}
+		b = append(appendFields(append(b, "HTTP/1.1 101 Switching Protocols\r\n"...), h.Header()), "\r\n"...)
 		n := len(b)
 		b = open.Append(b)
 		h.link.rest = append(make([]byte, 0, len(b)+headerRoom), b[:n]...)

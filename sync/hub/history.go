@@ -190,6 +190,7 @@ func (x *historyReader) step(s feed.HistoryStep) error {
 // group adds the changes of a group; false: the page was full before its end.
 func (x *historyReader) group(g *feed.Group) bool {
 	seq := g.First
+	var e feed.Encoder
 	for i := range g.Transactions {
 		t := &g.Transactions[i]
 		if t.Tenant != x.r.Tenant {
@@ -203,7 +204,7 @@ func (x *historyReader) group(g *feed.Group) bool {
 					return false
 				}
 				// Encoded, and so copied: the group's memory is free.
-				c := feed.NewChange(feed.Fields{Seq: seq, Collection: r.Collection, Op: r.Op, Key: r.Key, Value: r.Value, At: g.At, Client: t.Client, ID: r.ID})
+				c := e.Change(feed.Fields{Seq: seq, Collection: r.Collection, Op: r.Op, Key: r.Key, Value: r.Value, At: g.At, Client: t.Client, ID: r.ID})
 				x.page.Changes = append(x.page.Changes, HistoryChange{c, g.Epoch})
 				x.size += len(c.Frame())
 			}

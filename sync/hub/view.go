@@ -137,19 +137,10 @@ func (v *view) tidy() {
 	if v.holes <= 64 || v.holes <= len(v.slots)/2 {
 		return
 	}
-	kept, n := v.slots[:0], len(v.slots)-v.holes
-	if cap(kept) > 4*n {
-		kept = make([]slot, 0, n*5/4)
+	v.slots, v.holes = slices.DeleteFunc(v.slots, func(s slot) bool { return s.change == nil }), 0
+	if n := len(v.slots); cap(v.slots) > 4*n {
+		v.slots = append(make([]slot, 0, n*5/4), v.slots...)
 	}
-	for _, s := range v.slots {
-		if s.change != nil {
-			kept = append(kept, s)
-		}
-	}
-	if cap(kept) == cap(v.slots) {
-		clear(v.slots[n:])
-	}
-	v.slots, v.holes = kept, 0
 }
 
 // reader walks the changes of a view after some sequence.
