@@ -749,7 +749,9 @@ func TestWhatNobodyKeptIsAHoleAndSaidToBe(t *testing.T) {
 		}
 	}
 	holes(feed.HistoryRange{})
+	holes(feed.HistoryRange{From: l.next, To: l.next - 1}) // who asks for news, where there are none
 	archive(t, s, l, 9)
+	holes(feed.HistoryRange{From: l.next, To: l.next - 1})
 	s.Close()
 	holes1 := feed.HistoryHole{First: 9, Last: 14}
 	write(10)

@@ -443,7 +443,15 @@ func (x *tailing) through(ctx context.Context, s *Store, v view, oldest, newest 
 	if v.mark.last.epoch == x.log.Epoch() {
 		follows = v.mark.last.position + 1
 	}
-	if max(oldest, follows) > newest || x.r.To > 0 && x.r.From > x.r.To {
+	if max(oldest, follows) > newest {
+		return nil
+	}
+	if x.r.To > 0 && x.r.From > x.r.To {
+		if x.begins == 0 {
+			if g, err := x.get(ctx, max(oldest, follows)); err == nil { // else who asks for it is told
+				x.begins = g.First
+			}
+		}
 		return nil
 	}
 	err := x.tail(ctx, v.mark.last, oldest, follows, newest)
