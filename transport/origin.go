@@ -104,7 +104,7 @@ func (s *Server) cors(next http.Handler) http.Handler {
 			}
 		} else if preflight(r) {
 			// Said in the answer too: the console of a browser tells nothing but that it failed.
-			newProblem(hub.Forbidden, "pages of %q may not use this server: add the origin to --origins", clip(r.Header.Get("Origin"))).write(w)
+			s.refuse(w, newProblem(hub.Forbidden, "pages of %q may not use this server: add the origin to --origins", clip(r.Header.Get("Origin"))))
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -564,6 +564,38 @@ func TestPanicCostsOneRequest(t *testing.T) {
 	}
 }
 
+// Who watches the counts for an alarm sees what is answered outside of a route's own handler, too.
+func TestEveryProblemIsCounted(t *testing.T) {
+	s := transport.New(transport.Options{Authorizer: transport.Loopback{}})
+	s.Mount("/boom", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") }))
+	for _, x := range []struct {
+		method, path string
+		status       int
+		code         hub.Code
+	}{
+		{"GET", "/nowhere", 404, "not-found"},
+		{"POST", "/v1/demo/feed", 405, "bad-request"},
+		{"OPTIONS", "/v1/demo/feed", 403, "forbidden"},
+		{"GET", "/v1/demo/feed?c=" + strings.Repeat("x", 9000), 414, "too-large"},
+		{"GET", "/boom", 500, "internal"},
+	} {
+		before, known := s.Problems()[x.code]
+		if !known {
+			t.Errorf("%s is not counted from 0", x.code)
+		}
+		r := httptest.NewRequest(x.method, x.path, nil)
+		if x.method == "OPTIONS" {
+			r.Header.Set("Origin", "https://evil.example")
+			r.Header.Set("Access-Control-Request-Method", "GET")
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if n := s.Problems()[x.code] - before; w.Code != x.status || n != 1 {
+			t.Errorf("%s %.20s: %d, counted %d times as %s", x.method, x.path, w.Code, n, x.code)
+		}
+	}
+}
+
 type panics struct{}
 
 func (panics) Authorize(*http.Request) (hub.Grant, error) { panic("an authorizer that fails") }

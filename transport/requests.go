@@ -85,7 +85,9 @@ func (k *socket) request(line []byte) (goOn bool) {
 	return true
 }
 
-func (k *socket) refuse(id []byte, err error) { k.session.Reply(problemOf(err).frame(id)) }
+func (k *socket) refuse(id []byte, err error) {
+	k.session.Reply(k.server.failed(err, "WebSocket", "/v1/{tenant}/feed", k.ctx.Err()).frame(id))
+}
 
 func done(id []byte) string {
 	if len(id) == 0 {

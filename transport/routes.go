@@ -106,6 +106,9 @@ func New(opts Options) *Server {
 		opts.Tickets = NewTickets()
 	}
 	s := &Server{opts: opts, router: chi.NewRouter(), ready: make(chan struct{}), csrf: http.NewCrossOriginProtection(), problems: map[hub.Code]uint64{}, returns: map[*http.Server]*returns{}}
+	for code := range statuses {
+		s.problems[code] = 0 // a counter that is not there until it counts hides its first
+	}
 	s.crew.plain = opts.OneByOne
 	s.NotReady("starting")
 	r := s.router
@@ -156,11 +159,18 @@ func (s *Server) Serve(h *hub.Hub) {
 // NotReady makes the server refuse all that needs a hub, saying why.
 func (s *Server) NotReady(why string) { s.why.Store(&why) }
 
-// Problems counts the requests that were answered with a problem, by its code.
+// Problems counts the requests that were answered with a problem, by its code: those of WebSockets, too, and codes that
+// none was answered with yet.
 func (s *Server) Problems() map[hub.Code]uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.problems)
+}
+
+// refuse answers with a problem, and counts it.
+func (s *Server) refuse(w http.ResponseWriter, p *problem) {
+	s.count(p.Code)
+	p.write(w)
 }
 
 func (s *Server) count(code hub.Code) {
@@ -386,7 +396,7 @@ func (s *Server) resumes(r *http.Request, q url.Values) bool {
 func (s *Server) narrow(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := gate.CheckRequest(r); err != nil {
-			problemOf(err).write(w)
+			s.refuse(w, problemOf(err))
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -426,7 +436,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 				if begun(w) {
 					panic(http.ErrAbortHandler)
 				}
-				newProblem(codeInternal, "something went wrong in the server; its log says what").write(w)
+				s.refuse(w, newProblem(codeInternal, "something went wrong in the server; its log says what"))
 			}
 		}()
 		next.ServeHTTP(w, r)
@@ -434,7 +444,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 }
 
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	newProblem(codeNotFound, "there is nothing at this path: feeds are at /v1/{tenant}/feed, rows at /v1/{tenant}/rows/{collection}, writes go to /v1/{tenant}/changes").write(w)
+	s.refuse(w, newProblem(codeNotFound, "there is nothing at this path: feeds are at /v1/{tenant}/feed, rows at /v1/{tenant}/rows/{collection}, writes go to /v1/{tenant}/changes"))
 }
 
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
@@ -451,5 +461,5 @@ func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	p := newProblem(hub.BadRequest, "%s is not for this path; it takes %s", r.Method, strings.Join(allowed, ", "))
 	p.status(http.StatusMethodNotAllowed)
 	p.allow = strings.Join(allowed, ", ")
-	p.write(w)
+	s.refuse(w, p)
 }

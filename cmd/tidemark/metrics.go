@@ -34,8 +34,8 @@ var (
 	descRefused    = describe("tidemark_connections_refused_total", "Connections that were refused, by what was short.", "short")
 	descUntold     = describe("tidemark_connections_untold_total", "Of these, those that were closed without an answer.")
 	descAccept     = describe("tidemark_accept_failures_total", "Errors of accept.")
-	descProblems   = describe("tidemark_problems_total", "Requests that were answered with a problem, by its code.", "code")
-	descLimited    = describe("tidemark_tenant_refusals_total", "What tenants were refused, all of those that are there together, by limit.", "limit")
+	descProblems   = describe("tidemark_problems_total", "Requests, over a WebSocket too, that were answered with a problem, by its code.", "code")
+	descLimited    = describe("tidemark_tenant_refusals_total", "What tenants were refused, all together and those that were forgotten too, by limit.", "limit")
 	descFiles      = describe("tidemark_descriptors", "File descriptors in use; 0 where that is not known.")
 	descFilesLimit = describe("tidemark_descriptors_limit", "File descriptors that the process may have.")
 	descNeeded     = describe("tidemark_memory_needed_bytes", "Memory that can't be given back.")
@@ -67,16 +67,17 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	listen := m.main.Stats()
 	gauge(descOpen, float64(listen.Open))
 	gauge(descAddresses, float64(listen.Addresses))
-	for short, n := range listen.Refused {
-		count(descRefused, float64(n), string(short))
+	// Also what has not happened yet: where a series begins with its first count, no rate shows it.
+	for _, short := range [...]gate.Short{gate.Connections, gate.AddressConnections, gate.Descriptors, gate.Memory} {
+		count(descRefused, float64(listen.Refused[short]), string(short))
 	}
 	count(descUntold, float64(listen.Untold))
 	count(descAccept, float64(listen.Failures))
 	for code, n := range m.front.Problems() {
 		count(descProblems, float64(n), string(code))
 	}
-	for limit, n := range stats.Refused {
-		count(descLimited, float64(n), string(limit))
+	for _, limit := range hub.AllLimits {
+		count(descLimited, float64(stats.Refused[limit]), string(limit))
 	}
 	reading := m.gate.Watch.Reading()
 	gauge(descFiles, float64(reading.Descriptors))

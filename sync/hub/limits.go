@@ -38,17 +38,18 @@ const (
 	LimitRowBytes      Limit = "row-size"
 )
 
-var allLimits = [...]Limit{LimitSessions, LimitSubscriptions, LimitWrites, LimitBytes, LimitRows, LimitSize, LimitRowBytes}
+// AllLimits are all of them.
+var AllLimits = [...]Limit{LimitSessions, LimitSubscriptions, LimitWrites, LimitBytes, LimitRows, LimitSize, LimitRowBytes}
 
 // refusals counts what was refused, by limit. Its zero value is ready.
-type refusals [len(allLimits)]atomic.Int64
+type refusals [len(AllLimits)]atomic.Int64
 
-func (r *refusals) add(l Limit) { r[slices.Index(allLimits[:], l)].Add(1) }
+func (r *refusals) add(l Limit) { r[slices.Index(AllLimits[:], l)].Add(1) }
 
 // counts are those above 0.
 func (r *refusals) counts() map[Limit]int64 {
 	counts := make(map[Limit]int64)
-	for i, l := range allLimits {
+	for i, l := range AllLimits {
 		if n := r[i].Load(); n > 0 {
 			counts[l] = n
 		}
