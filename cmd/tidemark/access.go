@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 
@@ -42,7 +41,7 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 	a := &c.Access
 	s.close = func() {}
 	if s.origins, err = transport.ParseOrigins(a.Origins); err != nil {
-		return s, fmt.Errorf("--origins: %w", err)
+		return s, misuse("--origins: %w", err)
 	}
 	if a.InsecureHTTPKeys {
 		s.warnings = append(s.warnings, "--insecure-http-keys: keys and answers of the app may come over plain HTTP, where they can be changed on the way")
@@ -54,13 +53,13 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 	tokens := secret != nil || a.JWTPublicKey != "" || a.JWKSURL != ""
 	switch {
 	case !tokens && (a.JWTIssuer != "" || a.JWTAudience != ""):
-		return s, errors.New("--jwt-issuer and --jwt-audience are for tokens, and nothing says who signs them: add --jwt-public-key, --jwks-url or --jwt-secret-file")
+		return s, misuse("--jwt-issuer and --jwt-audience are for tokens, and nothing says who signs them: add --jwt-public-key, --jwks-url or --jwt-secret-file")
 	case a.AuthURL == "" && len(a.AuthCookies) > 0:
-		return s, errors.New("--auth-cookies is for --auth-url, which is missing")
+		return s, misuse("--auth-cookies is for --auth-url, which is missing")
 	case tokens && a.AuthURL != "":
-		return s, errors.New("--auth-url is instead of tokens: leave it or --jwt-… and --jwks-url out")
+		return s, misuse("--auth-url is instead of tokens: leave it or --jwt-… and --jwks-url out")
 	case (tokens || a.AuthURL != "") && a.InsecureNoCredentials:
-		return s, errors.New("--insecure-no-credentials is for a server without them: leave it out, or what makes credentials")
+		return s, misuse("--insecure-no-credentials is for a server without them: leave it out, or what makes credentials")
 	case tokens:
 		err = c.tokens(ctx, &s, secret)
 		return s, err
@@ -69,7 +68,7 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 			URL: a.AuthURL, InsecureHTTP: a.InsecureHTTPKeys, Cookies: a.AuthCookies, Filter: compileFilter, Logger: c.Logger,
 		})
 		if err != nil {
-			return s, fmt.Errorf("--auth-url: %w", err)
+			return s, misuse("--auth-url: %w", err)
 		}
 		s.authorizer, s.close = transport.App{Asker: f, Origins: s.origins}, f.Close
 		return s, nil
@@ -78,12 +77,12 @@ func (c *Config) settle(ctx context.Context) (s settled, err error) {
 		s.warnings = append(s.warnings, "--insecure-no-credentials: whoever reaches this server may read and write everything")
 		return s, nil
 	case !loopbackListen(c.Listen):
-		return s, fmt.Errorf("--listen %s is refused without credentials: whoever reached it could read and write everything. Make keys, and say who signs tokens:\n\n"+
+		return s, misuse("--listen %s is refused without credentials: whoever reached it could read and write everything. Make keys, and say who signs tokens:\n\n"+
 			"    tidemark keys --out keys\n    tidemark serve … --jwt-public-key keys/public.pem\n\n"+
 			"or let --jwks-url or --auth-url name your app; or listen on 127.0.0.1", c.Listen)
 	}
 	if len(a.Origins) > 0 {
-		return s, errors.New("--origins is for a server with credentials: one without serves the pages of this machine, and no others")
+		return s, misuse("--origins is for a server with credentials: one without serves the pages of this machine, and no others")
 	}
 	s.authorizer, s.origins = transport.Loopback{}, transport.LoopbackOrigins
 	return s, nil

@@ -196,6 +196,9 @@ func adminGet(ctx context.Context, dir, path string) (*http.Response, error) {
 	}
 	defer done()
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	}

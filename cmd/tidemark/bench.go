@@ -18,7 +18,7 @@ type BenchCmd struct {
 	Followers   int           `default:"100" help:"How many follow; 0: none. Default: ${default}."`
 	Transport   string        `default:"sse" enum:"sse,websocket,poll" help:"How they follow: ${enum}. Default: ${default}."`
 	Collections int           `default:"1" help:"Over how many collections followers and writes are spread. Default: ${default}."`
-	Rate        float64       `default:"20" help:"Changes a second, in all. Default: ${default}, unless --flat-out is said."`
+	Rate        *float64      `xor:"rate" placeholder:"20" help:"Changes a second, in all. Default: 20, unless --flat-out is said."`
 	FlatOut     bool          `xor:"rate" help:"As many as --writers can, each one request after another."`
 	Writers     int           `default:"16" help:"Connections that write. Default: ${default}."`
 	Batch       int           `default:"1" help:"Changes a request. Default: ${default}."`
@@ -77,7 +77,11 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 	if c.PID < 0 {
 		return misuse("--pid must be that of a process")
 	}
-	if !c.FlatOut && (c.Rate < 0.01 || c.Rate > 10_000_000) {
+	rate := 20.0
+	if c.Rate != nil {
+		rate = *c.Rate
+	}
+	if !(rate >= 0.01 && rate <= 10_000_000) { // NaN is neither
 		return misuse("--rate must be 0.01 to 10,000,000 changes a second; for as many as there can be say --flat-out")
 	}
 	if c.Duration <= 0 || c.Duration > 24*time.Hour {
@@ -90,7 +94,7 @@ func (c *BenchCmd) Run(ctx context.Context, std stdio) error {
 	o := load.Options{
 		URL: c.URL, Tenant: c.Tenant, Token: strings.TrimPrefix(remote.Header.Get("Authorization"), "Bearer "), Transport: c.Transport,
 		Collection: "bench-" + strconv.FormatInt(time.Now().UnixMilli(), 36),
-		Followers:  c.Followers, Collections: c.Collections, ConnectRate: c.ConnectRate, Rate: c.Rate, Writers: c.Writers, Batch: c.Batch,
+		Followers:  c.Followers, Collections: c.Collections, ConnectRate: c.ConnectRate, Rate: rate, Writers: c.Writers, Batch: c.Batch,
 		Payload: c.Payload, Duration: c.Duration, Rows: c.Rows, Laggards: c.Laggards,
 		Storm: c.Storm, Restart: c.Restart, Replay: c.Replay, ReplayBy: c.ReplayBy, PID: c.PID,
 	}

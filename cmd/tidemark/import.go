@@ -192,9 +192,11 @@ func (m *importer) run(ctx context.Context) error {
 			tries = 0
 		}
 		wait := follow.Backoff(tries) + retry
-		if away := time.Since(m.lastProgress); away+wait > m.cmd.Patience {
+		away := time.Since(m.lastProgress)
+		if away >= m.cmd.Patience {
 			return fmt.Errorf("gave up after %v without getting on: %w", away.Round(time.Second), err)
 		}
+		wait = min(wait, m.cmd.Patience-away) // and once more at the end
 		m.progress.clear()
 		fmt.Fprintf(m.log, "waiting for the server: %v; again in %v\n", err, wait.Round(10*time.Millisecond))
 		select {

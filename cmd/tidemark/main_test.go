@@ -109,6 +109,16 @@ func TestExitCodeTellsAScriptWhatHappened(t *testing.T) {
 		{[]string{"import", "/nowhere/file"}, exitFailed, "", "/nowhere/file"},
 		{[]string{"import", "--window", "0"}, exitUsage, "", "--window"},
 		{[]string{"import", "--tenant", "a/b"}, exitUsage, "", "tenant"},
+		// What starts the server again after exit code 1 would do so for ever.
+		{[]string{"serve", "--data", "/nowhere/d", "--listen", "nope"}, exitUsage, "", "nope"},
+		{[]string{"serve", "--data", "/nowhere/d", "--listen", "0.0.0.0:1"}, exitUsage, "", "--listen"},
+		{[]string{"serve", "--data", "/nowhere/d", "--admin-listen", "0.0.0.0:1"}, exitUsage, "", "--admin-listen"},
+		{[]string{"serve", "--data", "/nowhere/d", "--origins", "x"}, exitUsage, "", "--origins"},
+		{[]string{"serve", "--data", "/nowhere/d", "--auth-cookies", "x"}, exitUsage, "", "--auth-url"},
+		{[]string{"serve", "--data", "/nowhere/d", "--jwt-issuer", "x"}, exitUsage, "", "--jwt-issuer"},
+		{[]string{"bench", "--rate", "NaN"}, exitUsage, "", "--rate"},
+		{[]string{"bench", "--rate", "0"}, exitUsage, "", "--rate"},
+		{[]string{"bench", "--rate", "5", "--flat-out"}, exitUsage, "", "--flat-out"},
 	} {
 		code, out, errs := command(t.Context(), "", x.args...)
 		if code != x.code || !strings.Contains(out, x.out) || (x.out == "" && out != "") || !strings.Contains(errs, x.err) {

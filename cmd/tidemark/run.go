@@ -99,7 +99,7 @@ func (c *Config) validate() error {
 // run serves until ctx ends, then drains. It returns nil after an orderly stop.
 func run(ctx context.Context, c Config) (err error) {
 	if err := c.validate(); err != nil {
-		return err
+		return usageError{err}
 	}
 	var cert *tls.Config
 	if c.TLSCert != "" {

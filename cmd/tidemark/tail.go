@@ -115,11 +115,12 @@ func (c *TailCmd) Run(ctx context.Context, std stdio) error {
 	if enough || ctx.Err() != nil { // that is how a tail ends
 		err = nil
 	}
-	if kerr := t.keep(); err == nil {
+	kerr := t.keep()
+	if err == nil {
 		err = kerr
 	}
 	if !enough && (t.connected || ctx.Err() != nil) {
-		t.farewell()
+		t.farewell(kerr == nil)
 	}
 	return err
 }
@@ -295,9 +296,9 @@ func (t *tail) keep() error {
 	return nil
 }
 
-// farewell says how to go on.
-func (t *tail) farewell() {
-	if t.cmd.CursorFile != "" {
+// farewell says how to go on. kept: the cursor file, if there is one, says where.
+func (t *tail) farewell(kept bool) {
+	if t.cmd.CursorFile != "" && kept {
 		t.say("left", "the same command goes on from here, by %s", t.cmd.CursorFile)
 		return
 	}

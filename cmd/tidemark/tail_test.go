@@ -163,6 +163,23 @@ func TestInterruptedTailSaysALineWithWhichItGoesOn(t *testing.T) {
 	}
 }
 
+func TestCursorsThatCouldNotBeKeptAreSaid(t *testing.T) {
+	m := newModel(t)
+	m.put("todos", "1", `{}`)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var o, e output
+	done := make(chan int)
+	go func() {
+		done <- execute(ctx, []string{"tail", "--url", m.srv.URL, "--cursor-file", filepath.Join(t.TempDir(), "gone", "cursors"), "todos"}, stdio{strings.NewReader(""), &o, &e})
+	}()
+	eventually(t, "live", func() bool { return strings.Contains(e.String(), "live ") })
+	cancel()
+	if code := <-done; code != exitFailed || !strings.Contains(e.String(), "--cursor k3f9a1-1") || strings.Contains(e.String(), "goes on from here, by") {
+		t.Errorf("exit code %d\n%s", code, e.String())
+	}
+}
+
 func TestResetIsSaidAloud(t *testing.T) {
 	m := newModel(t)
 	m.put("todos", "1", `{}`)

@@ -16,8 +16,8 @@ type Tenants struct {
 
 	TenantSessions      int               `default:"50000" placeholder:"N" group:"Tenants" help:"Feeds of a tenant that are open at a time. Default: ${default}."`
 	TenantSubscriptions int               `default:"500000" placeholder:"N" group:"Tenants" help:"Collections that they follow, together. Default: ${default}."`
-	TenantWrites        int               `default:"100000" placeholder:"N" group:"Tenants" help:"Changes a second of a tenant, with twice as many at once. Default: ${default}."`
-	TenantBytes         units.Base2Bytes  `default:"64MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of changes a second of a tenant, with twice as many at once. Default: ${default}."`
+	TenantWrites        int               `default:"100000" placeholder:"N" group:"Tenants" help:"Changes a second of a tenant, with twice as many at once, and 500 at least. Default: ${default}."`
+	TenantBytes         units.Base2Bytes  `default:"64MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of changes a second of a tenant, with twice as many at once, and 16MiB at least. Default: ${default}."`
 	TenantRows          int64             `default:"10000000" placeholder:"N" group:"Tenants" help:"Rows of a tenant. Default: ${default}."`
 	TenantSize          *units.Base2Bytes `placeholder:"SIZE" group:"Tenants" help:"What the rows, tombstones and remembered ids of a tenant may hold of memory. Default: as --memory."`
 	TenantRowSize       units.Base2Bytes  `default:"1MiB" placeholder:"SIZE" group:"Tenants" help:"Bytes of one row's value. Default, and most: ${default}."`
