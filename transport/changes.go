@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -100,7 +101,8 @@ func (s *Server) changes(w http.ResponseWriter, r *http.Request, c call) error {
 	if err != nil {
 		return err
 	}
-	result, err := c.hub.Write(r.Context(), c.grant, req)
+	// Who ends their half of the connection may yet read, which net/http takes for the end of all: what is in line is answered.
+	result, err := c.hub.Write(context.WithoutCancel(r.Context()), c.grant, req)
 	if err != nil {
 		return err
 	}

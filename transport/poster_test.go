@@ -514,6 +514,24 @@ func TestAWriterWhoLeavesRightAfterAskingIsLetGo(t *testing.T) {
 	}
 }
 
+// net/http takes the end of what somebody says for the end of the connection.
+func TestWhoHasNothingMoreToSayIsToldWhatBecameOfTheirWrite(t *testing.T) {
+	s := open(t, settings{})
+	for i := range 100 {
+		key := fmt.Sprint(i)
+		row := fmt.Sprintf("PUT /v1/acme/rows/todos?key=%s HTTP/1.1\r\n%sContent-Length: 2\r\n\r\n{}", key, usual)
+		for _, text := range []string{post(changes(put(key, `{}`))), row} {
+			c := s.caller()
+			c.send(text)
+			_ = c.conn.(*net.TCPConn).CloseWrite()
+			if r, _ := c.answer(); r.StatusCode != http.StatusOK {
+				t.Fatalf("%.20s %d: %s", text, i, r.Status)
+			}
+			_ = c.conn.Close()
+		}
+	}
+}
+
 func TestALengthThatIsOnlyAnnouncedTakesNoMemory(t *testing.T) {
 	s := open(t, settings{})
 	const connections = 100

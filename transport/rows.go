@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -102,7 +103,7 @@ func (s *Server) writeRow(w http.ResponseWriter, r *http.Request, c call) error 
 	if err != nil {
 		return err
 	}
-	result, err := c.hub.Write(r.Context(), c.grant, hub.Request{Tenant: c.tenant, Atomic: true, Writes: []hub.Write{write}})
+	result, err := c.hub.Write(context.WithoutCancel(r.Context()), c.grant, hub.Request{Tenant: c.tenant, Atomic: true, Writes: []hub.Write{write}})
 	if err != nil {
 		return err
 	}
