@@ -526,6 +526,70 @@ test('a client that is closed at once leaves nothing behind', async (t) => {
   assert.deepEqual(left, [])
 })
 
+for (const persist of [true, false])
+  test(`a tab that takes the lead keeps what it heard before, though the leader ${persist ? 'went before it wrote' : 'kept nothing'}`, async (t) => {
+    const { tab, put } = await setup(t)
+    await put('todos', 'a', { n: 1 })
+    const zero = await tab({ persist: true })
+    await live(zero, 1)
+    await pause(600)
+    await zero.close()
+    const first = await tab({ persist })
+    await live(first, 1)
+    await on(first)
+    const second = await tab({ persist: true })
+    await live(second, 1)
+    await pause(300)
+    await Promise.all([put('todos', 'b', { n: 1 }), put('todos', 'a', { n: 2 })])
+    await live(second, 2)
+    await first.close()
+    await put('todos', 'c', { n: 1 })
+    await live(second, 3)
+    await pause(800)
+    await second.reload()
+    await follow(second, { persist: true })
+    await live(second, 3)
+    const rows = await second.evaluate(() => Object.fromEntries(/** @type {any} */ (window).all.todos.rows))
+    assert.deepEqual(rows, { a: { n: 2 }, b: { n: 1 }, c: { n: 1 } })
+  })
+
+/** Takes a page into the back-forward cache and back, as Chromium does. @param {Page} page */
+const comeBack = (page) =>
+  page.evaluate(async () => {
+    const tell = (/** @type {EventTarget} */ target, /** @type {string} */ type) =>
+      target.dispatchEvent(Object.assign(new Event(type), { persisted: true }))
+    tell(window, 'pagehide')
+    tell(document, 'freeze')
+    await new Promise((resolve) => setTimeout(resolve, 200))
+    tell(document, 'resume')
+    tell(window, 'pageshow')
+  })
+
+test('a page that was in the back-forward cache is followed for no longer than it is there', async (t) => {
+  const { tab } = await setup(t)
+  const first = await tab()
+  await live(first)
+  await on(first)
+  const second = await tab({}, ['notes'])
+  await live(second, 0, 'notes')
+  await comeBack(second)
+  await live(second, 0, 'notes')
+  await pause(300)
+  const locks = (/** @type {Page} */ page) =>
+    page.evaluate(async () => {
+      const { held = [], pending = [] } = await navigator.locks.query()
+      return [held.length, pending.length]
+    })
+  await second.evaluate(() => /** @type {any} */ (window).client.close())
+  await pause(300)
+  assert.deepEqual(await locks(first), [2, 0]) // it is there, and it leads
+  await comeBack(first)
+  await live(first)
+  await first.evaluate(() => /** @type {any} */ (window).client.close())
+  await pause(300)
+  assert.deepEqual(await locks(first), [0, 0])
+})
+
 test('a client of a signal that is over already says nothing', async (t) => {
   const { blank } = await setup(t)
   const page = await blank()

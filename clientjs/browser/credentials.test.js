@@ -26,7 +26,8 @@ async function setup(t) {
   const server = await startServer(async (dir) => {
     keys = join(dir, 'keys')
     await tidemark('keys', '--out', keys)
-    return ['--jwt-public-key', join(keys, 'public.pem'), '--origins', `http://app.example.test:${port}`]
+    const origins = ['app.example.test', '127.0.0.1'].map((host) => `http://${host}:${port}`)
+    return ['--jwt-public-key', join(keys, 'public.pem'), '--origins', origins.join()]
   })
   const context = await browser.newContext()
   t.after(async () => {
@@ -217,4 +218,58 @@ test('the client goes on over the end of its tokens, on every transport, and sho
     await app.close()
   }
   await Promise.all(['websocket', 'sse', 'poll'].map(goesOn))
+})
+
+/**
+ * A tab of an app; only pages of this machine may share a connection over plain HTTP.
+ * @param {Awaited<ReturnType<typeof setup>>} s
+ * @param {string} token
+ */
+async function tab({ server, page }, token) {
+  const tab = await page('127.0.0.1')
+  await tab.evaluate(
+    async ([url, token]) => {
+      const { createClient } = await import(`${url}/client.js`)
+      /** @type {any} */
+      const w = window
+      w.errors = []
+      w.client = createClient({ url, tenant: 'acme', getToken: () => token })
+      w.client.onError((/** @type {any} */ error) => w.errors.push(error.code))
+      w.client.collection('todos').start()
+    },
+    /** @type {const} */ ([server.url, token]),
+  )
+  return tab
+}
+
+/** @param {import('playwright-core').Page} tab @param {string} state */
+const comesTo = (tab, state) =>
+  tab.waitForFunction((state) => /** @type {any} */ (window).client.status.state === state, state, { timeout: 10_000 })
+
+test('a tab with a good credential is not held down by one whose credential is bad', async (t) => {
+  const s = await setup(t)
+  const good = await s.token()
+  // As good a text, but for who signed it.
+  const bad = await tab(s, good.slice(0, -8) + [...good.slice(-8)].reverse().join(''))
+  await comesTo(bad, 'denied')
+  const other = await tab(s, good)
+  await comesTo(other, 'live')
+  await comesTo(await tab(s, good), 'live')
+  await comesTo(bad, 'denied')
+})
+
+test('a tab that follows what it may not read does not take from the others what they may', async (t) => {
+  const s = await setup(t)
+  const token = await s.token('--read', 'todos')
+  const first = await tab(s, token)
+  await comesTo(first, 'live')
+  const second = await tab(s, token)
+  await comesTo(second, 'live')
+  const third = await tab(s, token)
+  await comesTo(third, 'live')
+  await second.evaluate(() => /** @type {any} */ (window).client.collection('secret').start())
+  await comesTo(second, 'denied')
+  await comesTo(first, 'live')
+  await comesTo(third, 'live')
+  assert.deepEqual(await second.evaluate(() => /** @type {any} */ (window).errors), ['forbidden'])
 })

@@ -9,6 +9,7 @@ import { createWriter } from './writer.js'
  * @typedef {object} Store
  * @property {(name: string, rows: import('./rows.js').Rows) => Promise<void>} load
  * @property {(facts: import('./feed.js').Fact[]) => void} heard
+ * @property {(facts: import('./feed.js').Fact[]) => void} passed what another tab heard
  * @property {(entry: Entry) => Promise<unknown>} keep
  * @property {(entry: Entry) => void} drop
  * @property {() => Promise<Entry[]>} adopt the writes of clients that are gone
@@ -51,7 +52,7 @@ export function createBeyond(host, createStore) {
   /** Settles when the writes of those that are gone are in line. */
   let past = store && adopt()
 
-  const tabs = createTabs(host, token, adopt)
+  const tabs = createTabs(host, token, adopt, (facts) => stored((store) => store.passed(facts)))
 
   return {
     ...createNetwork(host),

@@ -152,6 +152,12 @@ export function createStore(host, token, scope) {
       undo = clock.after(PAUSE, flush)
     },
 
+    // Whether that tab has written it is not known, so what differs from what is on disk is not either.
+    passed(facts) {
+      for (const { type, names, changes = [] } of facts)
+        for (const name of names) if (saved.has(name) && (changes[0] || type === 'reset')) saved.set(name, undefined)
+    },
+
     async keep(entry) {
       if (broken) return
       try {

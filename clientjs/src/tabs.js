@@ -37,8 +37,9 @@ const PING = 250
  * @param {import('./client.js').Host} host
  * @param {string} token names this client among all
  * @param {() => void} adopt takes over what a tab that is gone has not written yet
+ * @param {(facts: Fact[]) => void} passed is told what the leader says
  */
-export function createTabs(host, token, adopt) {
+export function createTabs(host, token, adopt, passed) {
   const { options, clock, followed } = host
   const { navigator, BroadcastChannel, document } = globalThis
   const locks = navigator?.locks
@@ -119,7 +120,7 @@ export function createTabs(host, token, adopt) {
   }
 
   /** @param {Message} message */
-  function take({ from, to, status: said, lead, facts, joins = [], alone: apart, names }) {
+  function take({ from, to, status: said, lead, facts = [], joins = [], alone: apart, names }) {
     if (to && to !== token) return
     if (leading) {
       if (lead) {
@@ -156,7 +157,8 @@ export function createTabs(host, token, adopt) {
       hello()
     }
     for (const name of joins) joined.add(name)
-    for (const fact of facts ?? []) fold(fact, (name) => (joined.has(name) ? host.member(name).rows : undefined))
+    for (const fact of facts) fold(fact, (name) => (joined.has(name) ? host.member(name).rows : undefined))
+    passed(facts)
     // What came shows before the status says that all is here.
     host.act({ type: 'wake' })
     tell()
@@ -186,15 +188,17 @@ export function createTabs(host, token, adopt) {
     })
   }
 
-  /** Lets go of the lock that says that we are there. */
+  /** Whether the page is. */
+  let there = true
+  /** Lets go of the lock that says so. */
   let leave = (/** @type {unknown} */ _) => {}
   const join = () => {
     const until = new Promise((resolve) => (leave = resolve))
-    const there = () => {
+    const here = () => {
       hello()
       return until
     }
-    locks.request(`${name} ${token}`, there).catch(() => {})
+    locks.request(`${name} ${token}`, here).catch(() => {})
     queue()
   }
 
@@ -207,13 +211,13 @@ export function createTabs(host, token, adopt) {
   /** Goes on without the others. */
   function alone() {
     close()
-    status = undefined
     host.lead(true)
   }
 
   function close() {
     undo()
     closed = true
+    status = undefined
     leave(0)
     leading = false
     release(0)
@@ -279,11 +283,18 @@ export function createTabs(host, token, adopt) {
     },
     /** The status has changed. */
     told() {
-      if (leading) say({})
+      if (!leading) return
+      if (!peers.size || host.client.status.state !== 'denied') return say({})
+      // It may be for our credential, or for what another follows: each is judged by itself, the next in line first.
+      peers.clear()
+      lend()
+      close()
     },
     /** Whether the page is there, not frozen or in the back-forward cache. @param {boolean} on */
     page(on) {
-      if (!channel || closed) return
+      // From the back-forward cache a page comes back twice: by resume, and by pageshow.
+      if (!channel || closed || on === there) return
+      there = on
       if (on) join()
       else {
         leave(0)

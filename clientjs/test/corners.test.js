@@ -14,6 +14,7 @@ import { live, Wire } from './wire.js'
 const store = async (orphans, ready) => ({
   load: async () => {},
   heard: () => {},
+  passed: () => {},
   keep: async () => {},
   drop: () => {},
   adopt: async () => {

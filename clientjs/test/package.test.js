@@ -16,7 +16,7 @@ const sources = readdirSync(new URL('src/', root))
  * What one page downloads, in bytes, minified and gzipped. index: all but the store, which is loaded once somebody asks
  * for `persist`; core: no tabs, no queue of writes, no store, no memory of networks.
  */
-const LIMITS = { index: 12_000, core: 9_300, store: 1_350 }
+const LIMITS = { index: 12_100, core: 9_300, store: 1_350 }
 
 for (const [entry, limit] of Object.entries(LIMITS)) {
   test(`a page downloads no more than ${limit / 1000} kB for ${entry}.js`, async (t) => {
