@@ -528,6 +528,70 @@ func TestNobodyElseWaitsToWriteWhileAFilterTakesItsTime(t *testing.T) {
 	})
 }
 
+// long is a filter that takes 10 ms.
+type long struct{ owner }
+
+func (l long) Sees(value string) bool {
+	time.Sleep(10 * time.Millisecond)
+	return l.owner.Sees(value)
+}
+
+func TestNobodyElseWaitsToWriteWhileAFilterIsAskedAboutManyChanges(t *testing.T) {
+	const most = 100
+	for name, w := range map[string]func(i int) hub.Write{
+		"patches":            func(i int) hub.Write { return modify("todos", fmt.Sprint(i), `{"done":true}`) },
+		"patches of one row": func(i int) hub.Write { return modify("todos", "0", fmt.Sprintf(`{"n":%d}`, i)) },
+		"puts":               func(i int) hub.Write { return put("todos", fmt.Sprint(i), `{"owner":"ann"}`) },
+	} {
+		for _, atOnce := range []int{1, 3} {
+			t.Run(fmt.Sprint(name, " by ", atOnce), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { others(t, atOnce, most, w) })
+			})
+		}
+	}
+}
+
+// others has so many requests of slow changes written at once, and somebody else write meanwhile.
+func others(t *testing.T, atOnce, most int, w func(i int) hub.Write) {
+	h := open(t, feedtest.NewMemory(), hub.Options{})
+	var first, all []hub.Write
+	for i := range most {
+		first, all = append(first, put("todos", fmt.Sprint(i), `{"owner":"ann"}`)), append(all, w(i))
+	}
+	write(t, h, first...)
+	g := of("ann")
+	g.Filters[0].Filter = long{"ann"}
+	done := make(chan error, atOnce)
+	for range atOnce {
+		go func() {
+			_, err := h.Write(context.Background(), g, hub.Request{Tenant: "acme", Writes: all})
+			done <- err
+		}()
+	}
+	written := 0
+	for left := atOnce; left > 0; {
+		began := time.Now()
+		write(t, h, put("lists", "1", `{}`))
+		if took := time.Since(began); took > 250*time.Millisecond { // what is spent on each of them, and a row more
+			t.Errorf("another's write waited for %v", took)
+		}
+		select {
+		case err := <-done:
+			var refusal *hub.Refusal
+			if left--; err == nil {
+				written++
+			} else if !errors.As(err, &refusal) || refusal.Code != hub.Unavailable || refusal.Retry == 0 {
+				t.Error(err)
+			}
+		default:
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if written == 0 {
+		t.Error("none was written")
+	}
+}
+
 // late is a filter that takes 2 ms of a processor.
 type late struct {
 	owner

@@ -158,6 +158,10 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 	for i := range r.Writes {
 		d := g.one(t, r, &r.Writes[i], &p.writes[i])
 		result.Outcomes[i] = d.Outcome
+		if p.slow() {
+			g.rollback(first, size, mem)
+			return Result{}, busyRows()
+		}
 		if d.logged {
 			records = append(records, d.record)
 		}
@@ -192,7 +196,9 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 			row := p.writes[i].find(g.row(t, rowKey{r.Tenant, r.Writes[i].Collection, o.Key}))
 			o.Seq, o.Value = row.seq, row.value
 		}
-		p.cover(&result)
+		if p.cover(&result); p.slow() {
+			return Result{}, busyRows()
+		}
 		result.Cursor = feed.Cursor{}
 		return result, nil
 	}
@@ -206,6 +212,10 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 			return Result{}, err
 		}
 	}
+	if p.cover(&result); p.slow() {
+		g.rollback(first, size, mem)
+		return Result{}, busyRows()
+	}
 	g.grown[r.Tenant] = growth{before.rows + g.grow.rows, before.mem + g.mem - mem}
 	g.rows.keep()
 	g.ids.keep()
@@ -216,8 +226,17 @@ func (g *group) decide(p *Pending, memory int64, limits *Limits) (Result, error)
 			g.add(r, records[i:i+1], first+feed.Seq(i))
 		}
 	}
-	p.cover(&result)
 	return result, nil
+}
+
+// slow tells whether others have waited long enough for the filters of a request.
+func (p *Pending) slow() bool {
+	a := p.writes[0].asked
+	return a != nil && a.spent > askTime
+}
+
+func busyRows() error {
+	return unavailable(time.Second, "the rows were changed by others meanwhile, and the credential's filter takes long to look at them again: try again, with fewer changes")
 }
 
 // room is for so many records at most, of one request.
@@ -267,17 +286,23 @@ func (p *prepared) sees(seq feed.Seq, value string) bool {
 	if len(p.filters) == 0 {
 		return true
 	}
-	seen, ok := p.asked[seq]
+	seen, ok := p.seen[seq]
 	if !ok {
-		seen = sees(p.filters, value)
-		p.asked[seq] = seen
+		seen = p.ask(p.filters, value)
+		p.seen[seq] = seen
 	}
 	return seen
 }
 
 // covers tells the same of what is to be written.
 func (p *prepared) covers(value string) bool {
-	return len(p.filters) == 0 || value == p.value && p.fits || value != p.value && sees(p.filters, value)
+	switch {
+	case len(p.filters) == 0:
+		return true
+	case value == p.value || value == p.merged:
+		return p.fits
+	}
+	return p.ask(p.filters, value)
 }
 
 // cover takes out of a result what the caller may not see: rows that it did not write
@@ -445,7 +470,7 @@ func (g *group) one(t *tenant, r *Request, w *Write, p *prepared) (d decision) {
 	}
 	d.Status, d.Seq, d.Value, d.record, d.logged = OK, g.next, rec.Value, rec, true
 	if len(p.filters) > 0 && rec.Op < feed.Remove {
-		p.asked[d.Seq] = true // covers said so
+		p.seen[d.Seq] = true // covers said so
 	}
 	g.next++
 	text := len(rec.Key) + len(rec.Collection) + len(rec.ID)

@@ -178,7 +178,7 @@ func (r *rate) fill(l *Limits, now time.Time) (full bool) {
 // its rates. What is let in must leave. It may take half of the room that is free: so however
 // many tenants fill the line, there is room for one more.
 func (f *fences) enter(p *Pending) error {
-	name, n, size := p.req.Tenant, len(p.req.Writes), p.size-int64(len(p.req.Writes))*writeCost
+	name, n, size := p.req.Tenant, len(p.req.Writes), p.size-p.made-int64(len(p.req.Writes))*writeCost
 	l := f.of(name)
 	now := time.Now()
 	f.mu.Lock()

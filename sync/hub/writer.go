@@ -81,7 +81,8 @@ type Pending struct {
 	one    [1]prepared // the memory of writes where there is one
 	texts  []byte      // where their values and patches stand, until the group that they are in is over
 	size   int64
-	own    bool // it is the hub's: names and bounds of clients do not count
+	made   int64 // of size, what patches were found to make
+	own    bool  // it is the hub's: names and bounds of clients do not count
 
 	patient bool // its tenant writes more than it may: it waits a while, and is in nobody's way
 
@@ -102,8 +103,25 @@ type prepared struct {
 
 	// What the filters said, before it stood in line (see look) and since then: of value, and of the rows that the
 	// request met, by sequence; all its changes share that. nil: there are no filters.
-	fits  bool
-	asked map[feed.Seq]bool
+	fits   bool   // value passes, or what the patch makes
+	merged string // what a patch makes of the row as it was then
+	*asked
+}
+
+// asked is what the filters said of the rows that a request met, by sequence.
+type asked struct {
+	seen  map[feed.Seq]bool
+	spent time.Duration // on asking while others waited
+}
+
+// askTime is what the filters of one request may take while others wait. It is only needed where rows change between the
+// look and the decision.
+const askTime = 50 * time.Millisecond
+
+func (a *asked) ask(filters []Filter, value string) bool {
+	began := time.Now()
+	defer func() { a.spent += time.Since(began) }()
+	return sees(filters, value)
 }
 
 // Write writes a request and waits until it is durable, or refused. A *Refusal says
@@ -190,27 +208,43 @@ func (h *Hub) begin(p *Pending) error {
 // look asks the filters before the request stands in line, where nobody but its sender waits for them: of what it is to
 // write, and of the rows as they are now.
 func (p *Pending) look(t *tenant) {
-	asked := make(map[feed.Seq]bool)
+	all := &asked{seen: make(map[feed.Seq]bool)}
+	made, room := make(map[rowKey]string), maxTransaction // what the changes before make of rows
 	for i := range p.writes {
 		x, w := &p.writes[i], &p.req.Writes[i]
-		x.asked = asked
+		x.asked = all
 		if len(x.filters) == 0 {
 			continue
 		}
 		x.fits = x.value != "" && sees(x.filters, x.value)
-		if t == nil {
-			continue
+		key := rowKey{"", w.Collection, w.Key}
+		value, changed := made[key]
+		if !changed && t != nil {
+			var c *feed.Change
+			t.mu.RLock()
+			if v := t.views[w.Collection]; v != nil {
+				c = v.row(w.Key)
+			}
+			t.mu.RUnlock()
+			if c != nil && x.sees(c.Seq(), c.Value()) {
+				value = c.Value()
+			}
 		}
-		var c *feed.Change
-		t.mu.RLock()
-		if v := t.views[w.Collection]; v != nil {
-			c = v.row(w.Key)
+		if x.patch != "" && value != "" && room >= 0 {
+			merged, err := mergePatch(value, x.patch)
+			if room -= len(merged); err == nil && room >= 0 { // else it is refused
+				x.merged, x.fits = merged, sees(x.filters, merged)
+				p.size, p.made = p.size+int64(len(merged)), p.made+int64(len(merged)) // which it keeps in line
+			}
 		}
-		t.mu.RUnlock()
-		if c != nil {
-			x.sees(c.Seq(), c.Value())
+		switch {
+		case x.patch != "":
+			made[key] = x.merged
+		case w.Key != "":
+			made[key] = x.value
 		}
 	}
+	all.spent = 0 // nobody waited
 }
 
 // enqueue puts a request in line.
