@@ -23,6 +23,9 @@ type Grant struct {
 	ID      string    // the credential's own name, "" where it has none
 	Issued  time.Time // when it was made; zero: not known, and so before any revocation
 	Expires time.Time // no session lives longer, and nothing is written after it; zero: for ever
+	// Again is when its bearer may come back unchanged after Expires, because by then whoever gave it may have given it
+	// for longer; zero: not at all.
+	Again time.Duration
 	// Check, where there is one, is asked at every heartbeat of a session, and ends it by
 	// its error: an *Ended, or any other for EndRevoked. It must return within 5 s, and may
 	// be called concurrently.

@@ -505,7 +505,7 @@ func (s *Session) take() (*feed.Batch, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended == nil && s.grant.over(time.Now()) {
-		s.ended = &Ended{Reason: EndExpired}
+		s.ended = &Ended{Reason: EndExpired, Retry: s.grant.Again}
 	}
 	if s.ended != nil && len(s.replies) == 0 {
 		return nil, s.ended

@@ -173,7 +173,7 @@ func (f *Forward) Close() {
 //
 // The grant's Check asks again, through the cache. A feed ends when the app says no or another than
 // before (then its client may come back at once, for the new), and, if the app can't be asked, the
-// Grace after its last yes.
+// Grace after its last yes. At an exp it ends too, and its client may come back for the next.
 func (f *Forward) Ask(r *http.Request, tenant string) (hub.Grant, error) {
 	if tenant != "" && feed.CheckTenant(tenant) != nil {
 		return hub.Grant{}, refuse(Claims, "that is no tenant")
@@ -335,7 +335,7 @@ func (f *Forward) fetch(ctx context.Context, q question) *answer {
 	a := &answer{grant: grant, at: time.Now()}
 	switch refused := (*Refused)(nil); {
 	case err == nil:
-		a.grant.Check = f.check(q, a)
+		a.grant.Check, a.grant.Again = f.check(q, a), time.Second // the app may go on saying yes
 	case errors.As(err, &refused):
 		a.grant, a.err = hub.Grant{}, refused
 	default:

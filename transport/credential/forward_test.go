@@ -17,6 +17,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/tidemark-sync/tidemark/sync/feed"
+	"github.com/tidemark-sync/tidemark/sync/feed/feedtest"
 	"github.com/tidemark-sync/tidemark/sync/hub"
 	"github.com/tidemark-sync/tidemark/transport/credential"
 )
@@ -560,4 +562,30 @@ func TestRedirectOfTheAppTakesNoCredentialAlong(t *testing.T) {
 	if evil.Load() != 0 {
 		t.Error("the redirect was followed")
 	}
+}
+
+// TestFeedWhoseSessionTheAppProlongsMayComeBack: without a word about when, clients take it for a refusal.
+func TestFeedWhoseSessionTheAppProlongsMayComeBack(t *testing.T) {
+	forward(t, credential.ForwardOptions{}, func(t *testing.T, a *app, f *credential.Forward, _ *journal) {
+		h, err := hub.Open(t.Context(), feedtest.NewMemory(), hub.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Drain(t.Context())
+		a.says(200, yes(map[string]any{"exp": time.Now().Add(time.Minute).Unix()}))
+		g := ask(t, f, nil, "")
+		s, err := h.Open(g, "acme", []feed.Start{{Collection: "todos"}}, hub.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for err == nil {
+			a.says(200, yes(map[string]any{"exp": time.Now().Add(time.Minute).Unix()})) // as long as it is used
+			_, err = s.Next(t.Context())
+		}
+		if end, ok := err.(*hub.Ended); !ok || end.Reason != hub.EndExpired || end.Retry == 0 {
+			t.Errorf("the feed is told %+v", err)
+		}
+		ask(t, f, nil, "")
+	})
 }
