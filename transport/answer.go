@@ -24,7 +24,14 @@ type writer struct {
 	control *http.ResponseController
 	shared  bool // the connection is other streams' too: HTTP/2
 	begun   bool // something was written
+	piece   int  // what is written in one go, where it is shared
 }
+
+// Bounds of a piece.
+const (
+	leastPiece = 256
+	mostPiece  = 8 << 10
+)
 
 func newWriter(w http.ResponseWriter, r *http.Request) *writer {
 	return &writer{w: w, control: http.NewResponseController(w), shared: r.ProtoMajor >= 2}
@@ -52,19 +59,25 @@ func (w *writer) write(b []byte, flush bool) error {
 	}
 	// On HTTP/2 a stream stalls by itself, not with its connection, so it is given its
 	// time here, a piece at a time. The deadline must not outlive the write: it would end
-	// a stream that is merely quiet.
-	const piece = 8 << 10
+	// a stream that is merely quiet. For who reads slowly pieces are small, so that none of them takes that long.
 	for len(b) > 0 {
-		if err := w.control.SetWriteDeadline(time.Now().Add(stalled)); err != nil {
+		w.piece = min(max(w.piece, leastPiece), mostPiece)
+		began := time.Now()
+		if err := w.control.SetWriteDeadline(began.Add(stalled)); err != nil {
 			return err
 		}
-		n := min(piece, len(b))
+		n := min(w.piece, len(b))
 		if _, err := w.w.Write(b[:n]); err != nil {
 			return err
 		}
 		b = b[n:]
 		if err := w.control.Flush(); err != nil {
 			return err
+		}
+		if time.Since(began) < time.Second {
+			w.piece *= 4
+		} else {
+			w.piece /= 4
 		}
 	}
 	return w.control.SetWriteDeadline(time.Time{})

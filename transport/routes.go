@@ -422,7 +422,8 @@ func (s *Server) await(r *http.Request) {
 // has begun, into an answer that is cut off; and gives a body its time to come.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
+		// Over HTTP/2 a body may be under way that is declared to have no bytes: its end is a frame of its own.
+		if r.ContentLength != 0 || r.ProtoMajor >= 2 {
 			// Also where nobody reads it: net/http does, to get to the next request. Where
 			// there are no deadlines (a test's recorder) there is no connection to hold up.
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(stalled))
