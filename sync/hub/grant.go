@@ -27,8 +27,8 @@ type Grant struct {
 	// for longer; zero: not at all.
 	Again time.Duration
 	// Check, where there is one, is asked at every heartbeat of a session, and ends it by
-	// its error: an *Ended, or any other for EndRevoked. It must return within 5 s, and may
-	// be called concurrently.
+	// its error: an *Ended, or any other for EndRevoked. The session goes on while it is asked. It
+	// must return within 5 s, and at once where its context ends, and may be called concurrently.
 	Check func(context.Context) error
 }
 

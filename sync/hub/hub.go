@@ -132,6 +132,8 @@ type Hub struct {
 	sieves  sieves
 	parking parking
 	lanes   sync.Pool // of *lane, which sessions that are not parked use
+
+	inquiries sync.WaitGroup // of sessions, about their grants
 }
 
 // Open reads the log back and starts the writer. The caller must Drain the hub
@@ -390,6 +392,7 @@ func (h *Hub) Drain(ctx context.Context) error {
 	}
 	h.gate.Unlock()
 	h.end(EndDraining)
+	h.inquiries.Wait() // they were stopped
 	stop := context.AfterFunc(ctx, func() { h.abort(context.Cause(ctx)) })
 	defer stop()
 	<-h.done

@@ -160,6 +160,118 @@ func TestAGrantIsAskedForAtEveryHeartbeat(t *testing.T) {
 	})
 }
 
+// slowly is a grant about which whoever gave it takes so long to say err.
+func slowly(takes time.Duration, err error) hub.Grant {
+	g := given("ann", "1", time.Hour)
+	g.Check = func(ctx context.Context) error {
+		select {
+		case <-time.After(takes):
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return g
+}
+
+// TestChangesDoNotWaitForWhoIsAskedWhetherAGrantHolds: where an app hangs, its users' feeds do not.
+func TestChangesDoNotWaitForWhoIsAskedWhetherAGrantHolds(t *testing.T) {
+	watch := func(t *testing.T, h *hub.Hub, next func() time.Time) {
+		for range 60 {
+			time.Sleep(500 * time.Millisecond)
+			began := time.Now()
+			write(t, h, put("todos", "1", `{}`))
+			if took := next().Sub(began); took > 0 {
+				t.Fatalf("a change took %s", took)
+			}
+		}
+	}
+	t.Run("by itself", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := open(t, feedtest.NewMemory(), hub.Options{})
+			s := follow(t, h, slowly(4*time.Second, nil))
+			defer s.Close()
+			watch(t, h, func() time.Time {
+				for {
+					b, err := s.Next(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if len(b.Items) > 0 {
+						return time.Now()
+					}
+				}
+			})
+		})
+	})
+	t.Run("parked", func(t *testing.T) {
+		inParking(t, func(t *testing.T, h *hub.Hub) {
+			x := sit(t, h, slowly(4*time.Second, nil), hub.SessionOptions{Heartbeat: 5 * time.Second})
+			n := 0
+			watch(t, h, func() time.Time {
+				synctest.Wait()
+				n++
+				x.mu.Lock()
+				got := len(x.got)
+				x.mu.Unlock()
+				if got != n {
+					t.Fatalf("%d of %d changes are there at once", got, n)
+				}
+				return time.Now()
+			})
+		})
+	})
+}
+
+// TestWhatIsSaidOfAnOldGrantDoesNotEndASessionThatWasRenewed: who shows a new credential in time stays.
+func TestWhatIsSaidOfAnOldGrantDoesNotEndASessionThatWasRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		s := follow(t, h, slowly(4*time.Second, errors.New("no more")))
+		defer s.Close()
+		time.AfterFunc(17*time.Second, func() {
+			if err := s.Renew(given("ann", "2", time.Hour), ""); err != nil {
+				t.Error(err)
+			}
+		})
+		for began := time.Now(); time.Since(began) < time.Minute; {
+			if _, err := s.Next(t.Context()); err != nil {
+				t.Fatalf("%v after %s", err, time.Since(began))
+			}
+		}
+	})
+}
+
+// TestNobodyIsWaitedForAboutASessionThatIsOver: neither who stops the server nor who leaves waits for an app, and a panic of
+// who is asked is the end of that session alone.
+func TestNobodyIsWaitedForAboutASessionThatIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, feedtest.NewMemory(), hub.Options{})
+		stays, leaves := follow(t, h, slowly(time.Hour, nil)), follow(t, h, slowly(time.Hour, nil))
+		g := given("bob", "1", time.Hour)
+		g.Check = func(context.Context) error { panic("no") }
+		panics := follow(t, h, g)
+		for _, s := range []*hub.Session{stays, leaves} {
+			for range 3 { // two heartbeats later it is being asked about them
+				if _, err := s.Next(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		leaves.Close()
+		if reason, _ := ended(t, panics); reason != hub.EndFailed {
+			t.Errorf("it ended with %q", reason)
+		}
+		began := time.Now()
+		if err := h.Drain(t.Context()); err != nil || time.Since(began) > 0 {
+			t.Errorf("the end took %s: %v", time.Since(began), err)
+		}
+		if reason, _ := ended(t, stays); reason != hub.EndDraining {
+			t.Errorf("it ended with %q", reason)
+		}
+	})
+}
+
 func TestARevokedCredentialIsOfNoUseAnyMoreAlsoAfterARestart(t *testing.T) {
 	admin := hub.Grant{Tenant: "*", Admin: true}
 	for name, r := range map[string]hub.Revocation{

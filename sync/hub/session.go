@@ -72,6 +72,7 @@ type Session struct {
 	live    bool     // guarded by mu: the client was told that it is live, and nothing since says otherwise
 	ended   *Ended   // guarded by mu
 	closed  bool     // guarded by mu
+	inquiry *inquiry // guarded by mu; nil: none is under way
 }
 
 // lane is what a session needs only while it is served. It costs more than the rest of a session
@@ -207,6 +208,8 @@ func (s *Session) Renew(g Grant, done string) error {
 		return revoked()
 	}
 	s.grant = g
+	s.inquiry.stop() // whatever is said of the other one
+	s.inquiry = nil
 	if s.hub.EpochOf(g) != s.epoch { // its cursors are those of what the other one sees
 		s.ended = &Ended{Reason: EndExpired, Detail: "the new credential sees other rows: come back with it"}
 	}
@@ -347,6 +350,7 @@ func (s *Session) End(e *Ended) {
 	if s.ended == nil {
 		s.ended = e
 	}
+	s.inquiry.stop()
 	s.mu.Unlock()
 	s.look()
 }
@@ -359,6 +363,7 @@ func (s *Session) Close() {
 		return
 	}
 	s.closed = true
+	s.inquiry.stop()
 	for len(s.subs) > 0 {
 		s.unfollow(s.subs[len(s.subs)-1].view.name)
 	}
@@ -372,7 +377,7 @@ func (s *Session) Close() {
 func (s *Session) Next(ctx context.Context) (*feed.Batch, error) {
 	s.enter()
 	for {
-		s.ask(ctx)
+		s.ask(time.Now())
 		b, err := s.take()
 		now := time.Now()
 		if err != nil {
@@ -461,20 +466,63 @@ func (s *Session) until(now time.Time) time.Duration {
 	return max(until, 0)
 }
 
-// ask asks once a heartbeat whether the grant still holds.
-func (s *Session) ask(ctx context.Context) {
-	now := time.Now()
-	if !s.mustAsk(now) {
+// inquiry is a grant's Check that is under way.
+type inquiry struct{ cancel context.CancelFunc }
+
+func (q *inquiry) stop() {
+	if q != nil {
+		q.cancel()
+	}
+}
+
+// ask asks once a heartbeat whether the grant still holds. Whoever is to say it may take their time: the session goes on
+// meanwhile.
+func (s *Session) ask(now time.Time) {
+	if now.Sub(s.asked) < s.heartbeat {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	check := s.grant.Check
+	if check == nil {
 		return
 	}
 	s.asked = now
-	err := s.Grant().Check(ctx)
-	if err == nil || ctx.Err() != nil {
+	if s.inquiry != nil || s.ended != nil || s.closed {
 		return
 	}
-	ended := &Ended{Reason: EndRevoked}
-	errors.As(err, &ended)
-	s.End(ended)
+	ctx, cancel := context.WithCancel(s.hub.ctx)
+	q := &inquiry{cancel}
+	s.inquiry = q
+	s.hub.inquiries.Go(func() {
+		err := s.hub.answerOf(ctx, check)
+		left := ctx.Err() != nil
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.inquiry != q {
+			return // it has another grant now
+		}
+		s.inquiry = nil
+		if err == nil || left || s.ended != nil {
+			return
+		}
+		ended := &Ended{Reason: EndRevoked}
+		errors.As(err, &ended)
+		s.ended = ended
+		s.look()
+	})
+}
+
+// answerOf makes a panic of a Check cost the session, not the process.
+func (h *Hub) answerOf(ctx context.Context, check func(context.Context) error) (err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			h.opts.Logger.Error("panic while it was asked whether a grant still holds", "panic", panicked)
+			err = &Ended{Reason: EndFailed}
+		}
+	}()
+	return check(ctx)
 }
 
 // rest lets go of what an idle session need not hold.
